@@ -13,7 +13,8 @@ type Runtime interface {
 	// Ensure makes exactly w.Replicas replicas of release w.ID exist and run,
 	// with indices 0 to w.Replicas-1, and removes the others of that release;
 	// 0 replicas removes all, gracefully (SIGTERM, StopGraceS, SIGKILL), and
-	// needs no field but ID and ServiceID. A replica that is there and running
+	// needs no field but ID and ServiceID; Config.StopGraceS, when set,
+	// overrides the grace the replicas were made with. A replica that is there and running
 	// is left alone, one that has exited is started again. It returns when the
 	// engine has done it, not when the replicas are ready, and is safe to
 	// repeat after any failure. Errors carry CodeStartFailed, CodeDiskFull,
@@ -98,6 +99,7 @@ type Replica struct {
 	ProjectID  ID
 	ReleaseID  ID
 	Index      int
+	Label      string // "<release number>.<index>", as in LogLine.Replica
 	State      string
 	Addr       string // host:port the ingress dials; empty unless running
 	ExitCode   int    // when exited
