@@ -1,0 +1,164 @@
+package ingress
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+)
+
+// MaxReplayBody is the longest request body, in bytes, that is held in memory
+// so that the request can be sent a second time. Longer ones, and those of
+// unknown length, are streamed.
+const MaxReplayBody = 64 << 10
+
+var errBodyClosed = errors.New("the request body was closed")
+
+// requestBody is the client's body. Each attempt to send it gets a view.
+type requestBody struct {
+	src    io.Reader
+	length int64 // -1: not known
+
+	mu      sync.Mutex // guards what follows
+	buffer  *[]byte    // the whole of it, of a pool; nil when it is streamed
+	touched bool       // some of a streamed body is gone
+	err     error      // why the client's body could not be read, nil for its end
+	users   int        // of buffer: the views that are not closed, and the request
+}
+
+var bodyBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+// empty tells that there is nothing to send.
+func (b *requestBody) empty() bool { return b.length == 0 }
+
+// fetch reads the whole body into memory if it is short enough and not
+// promised only on demand (Expect: 100-continue).
+func (b *requestBody) fetch(r *http.Request) error {
+	if b.buffer != nil || b.length <= 0 || b.length > MaxReplayBody || r.Header["Expect"] != nil || b.touched {
+		return nil
+	}
+	buffer := bodyBuffers.Get().(*[]byte)
+	if int64(cap(*buffer)) < b.length {
+		*buffer = make([]byte, b.length)
+	}
+	*buffer = (*buffer)[:b.length]
+	if _, err := io.ReadFull(b.src, *buffer); err != nil {
+		bodyBuffers.Put(buffer)
+		b.touched, b.err = true, err
+		return err
+	}
+	b.buffer, b.users = buffer, 1
+	return nil
+}
+
+// streamed tells whether there is a body that is not held in memory.
+func (b *requestBody) streamed() bool { return b.length != 0 && b.buffer == nil }
+
+// begun tells whether some of a streamed body has been asked for.
+func (b *requestBody) begun() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.touched
+}
+
+// failure is why the client's body could not be read, nil if nothing went
+// wrong.
+func (b *requestBody) failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}
+
+// view is the body from its beginning. The views made before read nothing
+// more.
+func (b *requestBody) view() *bodyView {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.buffer != nil {
+		b.users++
+	}
+	return &bodyView{body: b}
+}
+
+// replayable tells whether a further view would hold the whole body. v is the
+// last view; it reads nothing more if so.
+func (b *requestBody) replayable(v *bodyView) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.touched {
+		return false
+	}
+	if v != nil {
+		v.close()
+	}
+	return true
+}
+
+// done says that no further view will be made.
+func (b *requestBody) done() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.leave()
+}
+
+// leave gives the buffer back after its last user. The transport may still be
+// reading it after it has answered, or failed. b.mu must be held.
+func (b *requestBody) leave() {
+	if b.buffer == nil {
+		return
+	}
+	if b.users--; b.users == 0 {
+		bodyBuffers.Put(b.buffer)
+		b.buffer = nil
+	}
+}
+
+// bodyView is what one attempt reads. Closing it does not close the client's
+// body: the next attempt may need that.
+type bodyView struct {
+	body   *requestBody
+	at     int
+	closed bool
+}
+
+func (v *bodyView) Read(p []byte) (int, error) {
+	b := v.body
+	b.mu.Lock()
+	if v.closed {
+		b.mu.Unlock()
+		return 0, errBodyClosed
+	}
+	if b.buffer != nil {
+		defer b.mu.Unlock()
+		if v.at == len(*b.buffer) {
+			return 0, io.EOF
+		}
+		n := copy(p, (*b.buffer)[v.at:])
+		v.at += n
+		return n, nil
+	}
+	b.touched = true
+	b.mu.Unlock() // reading may take the client's time
+	n, err := b.src.Read(p)
+	if err != nil && err != io.EOF {
+		b.mu.Lock()
+		b.err = err
+		b.mu.Unlock()
+	}
+	return n, err
+}
+
+func (v *bodyView) Close() error {
+	v.body.mu.Lock()
+	defer v.body.mu.Unlock()
+	v.close()
+	return nil
+}
+
+// close closes v. The body's mu must be held.
+func (v *bodyView) close() {
+	if !v.closed {
+		v.closed = true
+		v.body.leave()
+	}
+}

@@ -1,0 +1,75 @@
+package ingress
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"syscall"
+)
+
+// conn is a connection to a replica. It knows enough of what went over it to
+// tell, when it breaks, whether a request can have reached the replica.
+type conn struct {
+	net.Conn
+	upstream *upstream
+	sent     atomic.Int64 // bytes given to the kernel
+	accepted atomic.Int64 // 1 + the bytes the peer's kernel had taken when it closed; 0: not known
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			c.peerClosed()
+		}
+		if !errors.Is(err, net.ErrClosed) {
+			c.upstream.wake()
+		}
+	}
+	return n, err
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	// Counted first, so that the count is never too small while the kernel
+	// is at work.
+	c.sent.Add(int64(len(b)))
+	n, err := c.Conn.Write(b)
+	if n < len(b) {
+		c.sent.Add(int64(n - len(b)))
+	}
+	if errors.Is(err, syscall.EPIPE) {
+		c.peerClosed()
+	}
+	return n, err
+}
+
+func (c *conn) Close() error {
+	c.upstream.conns.Delete(c)
+	return c.Conn.Close()
+}
+
+func (c *conn) CloseWrite() error {
+	return c.Conn.(*net.TCPConn).CloseWrite()
+}
+
+// peerClosed notes how much the peer has taken. The peer's FIN carries an
+// acknowledgement of all it ever will, so at this point, and only from this
+// point on, the number is final. A reset carries none: after one it stays
+// unknown.
+func (c *conn) peerClosed() {
+	if taken, ok := ackedBytes(c.Conn); ok {
+		c.accepted.CompareAndSwap(0, 1+taken)
+	}
+}
+
+// untouchedSince tells whether no byte written after the first sent bytes can
+// have reached the peer: none was written, or the peer had closed before.
+func (c *conn) untouchedSince(sent int64) bool {
+	if c.sent.Load() == sent {
+		return true
+	}
+	accepted := c.accepted.Load()
+	// The kernel's count begins with the SYN, which is one.
+	return accepted > 0 && accepted-1 <= sent+1
+}

@@ -1,0 +1,212 @@
+package ingress
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/denia-paas/denia/platform"
+)
+
+// copyBuffers hold what is on its way from a replica to a client.
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+// longAgo as a deadline ends a read that is under way.
+var longAgo = time.Unix(1, 0)
+
+// attempt follows one request through the transport.
+type attempt struct {
+	x     *exchange
+	trace httptrace.ClientTrace
+	conn  *conn // the connection the request was given, nil before
+	sent  int64 // what had been sent over it before
+	wrote atomic.Bool
+
+	mu       sync.Mutex // guards answered, and the client's header until then
+	answered bool
+}
+
+// forward sends the request to u and the answer to the client.
+func (x *exchange) forward(u *upstream) *failure {
+	if err := x.body.fetch(x.r); err != nil {
+		return &failure{err: err}
+	}
+	multiplexed := u.target.Protocol == platform.ProtocolH2C
+	a := &attempt{x: x}
+	a.trace.GotConn = a.gotConn
+	a.trace.Got1xxResponse = a.informational
+	if multiplexed {
+		a.trace.WroteHeaders = func() { a.wrote.Store(true) }
+	}
+	view := x.body.view()
+	out := x.outgoing(u, httptrace.WithClientTrace(x.r.Context(), &a.trace), view)
+	if x.body.streamed() {
+		if x.r.ProtoMajor == 1 {
+			// The replica may answer while it still receives. A writer that
+			// cannot do this answers later, which is all there is to it.
+			_ = x.rc.EnableFullDuplex()
+		}
+		// A transport that waits for the client's next bytes does not notice
+		// that the replica's connection is closed.
+		defer u.register(&stream{end: func() {
+			if x.body.begun() {
+				_ = x.rc.SetReadDeadline(longAgo)
+			}
+		}})()
+	}
+
+	res, err := u.transport.RoundTrip(out)
+	a.mu.Lock()
+	a.answered = true
+	a.mu.Unlock()
+	if err != nil {
+		failed := &failure{err: err, view: view}
+		switch {
+		case a.conn == nil:
+			failed.unsent = true
+		case multiplexed:
+			failed.unsent = !a.wrote.Load()
+		default:
+			failed.unsent = a.conn.untouchedSince(a.sent)
+		}
+		return failed
+	}
+	defer res.Body.Close()
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		return &failure{err: errors.New("the replica switched protocols unasked"), view: view, final: true}
+	}
+	x.respond(u, res)
+	return nil
+}
+
+// outgoing is the request as it is sent to u.
+func (x *exchange) outgoing(u *upstream, ctx context.Context, view *bodyView) *http.Request {
+	out := x.r.WithContext(ctx)
+	url := *x.r.URL
+	url.Scheme, url.Host, url.User = "http", u.target.Addr, nil
+	out.URL = &url
+	out.Header = x.header
+	out.Close = false
+	out.TransferEncoding = nil
+	out.Body = http.NoBody
+	if !x.body.empty() {
+		out.Body = view
+	}
+	return out
+}
+
+func (a *attempt) gotConn(info httptrace.GotConnInfo) {
+	if c, ok := info.Conn.(*conn); ok {
+		a.conn, a.sent = c, c.sent.Load()
+	}
+}
+
+// informational forwards a 1xx answer. 100 is not forwarded: the server says
+// that by itself when the body is first read, which the transport does when it
+// gets a 100.
+func (a *attempt) informational(code int, header textproto.MIMEHeader) error {
+	x := a.x
+	if code == http.StatusContinue || !x.r.ProtoAtLeast(1, 1) {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.answered {
+		return nil
+	}
+	h := x.w.Header()
+	final := maps.Clone(h)
+	for name, values := range header {
+		if !hopByHop(name) {
+			h[name] = values
+		}
+	}
+	x.w.WriteHeader(code)
+	clear(h)
+	maps.Copy(h, final)
+	return nil
+}
+
+// respond hands the answer on.
+func (x *exchange) respond(u *upstream, res *http.Response) {
+	h := x.w.Header()
+	if connection := res.Header["Connection"]; connection != nil {
+		removeListed(res.Header, connection)
+	}
+	for name, values := range res.Header {
+		if !hopByHop(name) {
+			h[name] = values
+		}
+	}
+	announced := len(res.Trailer)
+	for name := range res.Trailer {
+		h.Add("Trailer", name)
+	}
+	x.w.WriteHeader(res.StatusCode)
+	if res.Body == http.NoBody {
+		return
+	}
+	events := isEventStream(res.Header)
+	if events {
+		defer u.register(&stream{endless: true, end: func() { res.Body.Close() }})()
+	}
+	// Where the end is not known, every piece may be the last for long.
+	flush := events || res.ContentLength < 0
+	if flush && x.rc.Flush() != nil {
+		return
+	}
+	if !x.copyBody(res.Body, flush) {
+		return
+	}
+	if len(res.Trailer) == 0 {
+		return
+	}
+	_ = x.rc.Flush() // trailers need chunks, also after a short body
+	for name, values := range res.Trailer {
+		if len(res.Trailer) != announced {
+			name = http.TrailerPrefix + name
+		}
+		h[name] = values
+	}
+}
+
+// copyBody tells whether the client got all of it.
+func (x *exchange) copyBody(body io.Reader, flush bool) bool {
+	buffer := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buffer)
+	for {
+		n, err := body.Read(*buffer)
+		if n > 0 {
+			if _, err := x.w.Write((*buffer)[:n]); err != nil {
+				return false
+			}
+			if flush && x.rc.Flush() != nil {
+				return false
+			}
+		}
+		if err == io.EOF {
+			return true
+		}
+		if err != nil {
+			// The status is out: only a broken connection can still tell the
+			// client that this is not the whole.
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+func isEventStream(h http.Header) bool {
+	if types := h["Content-Type"]; len(types) > 0 {
+		kind, _, _ := strings.Cut(types[0], ";")
+		return strings.EqualFold(textproto.TrimString(kind), "text/event-stream")
+	}
+	return false
+}
