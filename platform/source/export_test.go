@@ -1,0 +1,3 @@
+package source
+
+var DiskError = diskError
