@@ -1,0 +1,134 @@
+package api_test
+
+import (
+	"context"
+	"sync"
+
+	"github.com/denia-paas/denia/platform"
+	"github.com/denia-paas/denia/platform/store"
+)
+
+// fakePlane writes the rows a control plane would, and runs nothing.
+type fakePlane struct {
+	store    *store.Store
+	draining chan struct{}
+
+	mu      sync.Mutex
+	applied []platform.ID
+	kicked  []platform.ID
+	volumes bool // the last DeleteService asked for them
+	subs    map[chan struct{}]platform.ID
+}
+
+func newFakePlane(s *store.Store) *fakePlane {
+	return &fakePlane{store: s, draining: make(chan struct{}), subs: map[chan struct{}]platform.ID{}}
+}
+
+func (p *fakePlane) Deploy(ctx context.Context, r platform.DeployRequest) (platform.Deployment, error) {
+	s, err := p.store.Service(ctx, r.ServiceID)
+	if err != nil {
+		return platform.Deployment{}, err
+	}
+	from := r.Source
+	if from == nil {
+		if from = s.Source; from == nil {
+			return platform.Deployment{}, platform.InvalidField("source", "required", "is missing")
+		}
+	}
+	d, _, err := p.store.CreateDeployment(ctx, platform.Deployment{
+		ServiceID: s.ID, Status: platform.Pending, Trigger: r.Trigger, Actor: r.Actor, Source: *from,
+		Config: &platform.ReleaseConfig{RunSpec: s.RunSpec},
+	})
+	p.publish()
+	return d, err
+}
+
+func (p *fakePlane) redeploy(ctx context.Context, id platform.ID, trigger, actor string) (platform.Deployment, error) {
+	return p.Deploy(ctx, platform.DeployRequest{ServiceID: id, Trigger: trigger, Actor: actor})
+}
+
+func (p *fakePlane) Apply(ctx context.Context, id platform.ID, actor string) (platform.Deployment, bool, error) {
+	p.mu.Lock()
+	p.applied = append(p.applied, id)
+	p.mu.Unlock()
+	d, err := p.redeploy(ctx, id, platform.TriggerConfig, actor)
+	return d, err == nil, err
+}
+
+func (p *fakePlane) ApplyProject(_ context.Context, id platform.ID, _ string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.applied = append(p.applied, id)
+	return nil
+}
+
+func (p *fakePlane) Restart(ctx context.Context, id platform.ID, actor string) (platform.Deployment, error) {
+	return p.redeploy(ctx, id, platform.TriggerAPI, actor)
+}
+
+func (p *fakePlane) SetStopped(ctx context.Context, id platform.ID, stopped bool, _ string) error {
+	defer p.publish()
+	return p.store.SetStopped(ctx, id, stopped)
+}
+
+func (p *fakePlane) Cancel(ctx context.Context, id platform.ID, _ string) (platform.Deployment, error) {
+	defer p.publish()
+	return p.store.RequestCancel(ctx, id)
+}
+
+func (p *fakePlane) DeleteService(ctx context.Context, id platform.ID, volumes bool) error {
+	p.mu.Lock()
+	p.volumes = volumes
+	p.mu.Unlock()
+	defer p.publish()
+	return p.store.DeleteService(ctx, id)
+}
+
+func (p *fakePlane) Kick(id platform.ID) {
+	p.mu.Lock()
+	p.kicked = append(p.kicked, id)
+	p.mu.Unlock()
+	p.publish()
+}
+
+func (p *fakePlane) Status(id platform.ID) platform.ServiceStatus {
+	s, err := p.store.Service(context.Background(), id)
+	if err == nil && s.Stopped {
+		return platform.ServiceStatus{State: platform.ServiceStopped}
+	}
+	return platform.ServiceStatus{State: platform.ServiceNew, Replicas: platform.Replicas{Desired: 1}}
+}
+
+func (p *fakePlane) Subscribe(id platform.ID) (<-chan struct{}, func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ch := make(chan struct{}, 1)
+	p.subs[ch] = id
+	return ch, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.subs, ch)
+	}
+}
+
+func (p *fakePlane) publish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ch := range p.subs {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (p *fakePlane) Draining() <-chan struct{} { return p.draining }
+
+// took returns what was applied and kicked since the last call.
+func (p *fakePlane) took() (applied, kicked []platform.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	applied, kicked = p.applied, p.kicked
+	p.applied, p.kicked = nil, nil
+	return applied, kicked
+}
