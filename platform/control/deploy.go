@@ -1,0 +1,286 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+
+	"github.com/denia-paas/denia/platform"
+)
+
+// Deploy records a deployment and wakes whoever carries it out. It freezes the
+// configuration in force now. A stopped service is started by it.
+func (p *Plane) Deploy(ctx context.Context, req platform.DeployRequest) (platform.Deployment, error) {
+	service, err := p.Store.Service(ctx, req.ServiceID)
+	if err != nil {
+		return platform.Deployment{}, err
+	}
+	project, err := p.Store.Project(ctx, service.ProjectID)
+	if err != nil {
+		return platform.Deployment{}, err
+	}
+	source, err := resolveSource(service, req.Source)
+	if err != nil {
+		return platform.Deployment{}, err
+	}
+	config := platform.Freeze(project, service)
+	d := platform.Deployment{ServiceID: service.ID, Status: platform.Pending, Trigger: req.Trigger, Actor: req.Actor, Source: source, Config: &config}
+	if source.Type == platform.SourceRedeploy {
+		past, err := p.Store.Deployment(ctx, source.DeploymentID)
+		switch {
+		case platform.KindOf(err) == platform.NotFound || err == nil && past.ServiceID != service.ID:
+			return platform.Deployment{}, platform.InvalidField("source.deployment_id", "not_found", "is no deployment of this service")
+		case err != nil:
+			return platform.Deployment{}, err
+		case past.Artifact == nil || past.Config == nil:
+			return platform.Deployment{}, platform.InvalidField("source.deployment_id", "no_artifact", "deployment %d is %s and never had an image; pick one that was healthy", past.Number, past.Status)
+		}
+		d.Trigger, d.Config = platform.TriggerRollback, past.Config
+	}
+	d, err = p.create(ctx, d)
+	if err != nil {
+		return platform.Deployment{}, err
+	}
+	if service.Source == nil && source.Type != platform.SourceRedeploy {
+		kept := source
+		kept.UploadID = ""
+		if err := p.Store.SetSource(ctx, service.ID, kept); err != nil {
+			return platform.Deployment{}, fmt.Errorf("keeping the source: %w", err)
+		}
+	}
+	if service.Stopped {
+		if err := p.Store.SetStopped(ctx, service.ID, false); err != nil {
+			return platform.Deployment{}, fmt.Errorf("starting the service: %w", err)
+		}
+	}
+	p.wake(service.ID)
+	return d, nil
+}
+
+// resolveSource fills a request's source from the service's own. An upload
+// inherits the options it leaves out.
+func resolveSource(service platform.Service, requested *platform.Source) (platform.Source, error) {
+	if requested == nil {
+		if service.Source == nil {
+			return platform.Source{}, platform.InvalidField("source", "required", "is missing and the service has none yet: give an upload or an external_image")
+		}
+		own := *service.Source
+		if err := own.ValidateDeploymentSource(); err != nil {
+			return platform.Source{}, err
+		}
+		return own, nil
+	}
+	source := *requested
+	if own := service.Source; own != nil && own.Type == source.Type && source.Type == platform.SourceUpload {
+		if source.Dockerfile == "" {
+			source.Dockerfile = own.Dockerfile
+		}
+		if source.Context == "" {
+			source.Context = own.Context
+		}
+		if source.Build == nil {
+			source.Build = own.Build
+		}
+	}
+	return source, source.ValidateDeploymentSource()
+}
+
+func redeployed(past platform.Deployment) *platform.Artifact {
+	artifact := *past.Artifact
+	artifact.Source = &platform.ArtifactSource{Type: platform.SourceRedeploy, DeploymentID: past.ID}
+	return &artifact
+}
+
+// create inserts the row and tells everyone concerned, the superseded too.
+func (p *Plane) create(ctx context.Context, d platform.Deployment) (platform.Deployment, error) {
+	d, superseded, err := p.Store.CreateDeployment(ctx, d)
+	if err != nil {
+		return platform.Deployment{}, err
+	}
+	for _, id := range superseded {
+		p.say(id, "superseded by deployment %d", d.Number)
+		p.finishLog(id)
+	}
+	p.say(d.ID, "deployment %d created (%s by %s)", d.Number, d.Trigger, d.Actor)
+	p.topics.publish(append(superseded, d.ID, d.ServiceID)...)
+	p.kickBuilder()
+	return d, nil
+}
+
+// Apply rolls the running release over to the service's configuration as it is
+// now: the same image, a new deployment. It returns false when nothing had to
+// be done: no release is active, what runs would not change, or a deployment
+// that has not started its replicas yet took the configuration up.
+func (p *Plane) Apply(ctx context.Context, id platform.ID, actor string) (platform.Deployment, bool, error) {
+	service, err := p.Store.Service(ctx, id)
+	if err != nil {
+		return platform.Deployment{}, false, err
+	}
+	project, err := p.Store.Project(ctx, service.ProjectID)
+	if err != nil {
+		return platform.Deployment{}, false, err
+	}
+	config := platform.Freeze(project, service)
+	if d, ok, err := p.Store.Refreeze(ctx, id, config); err != nil || ok {
+		if ok {
+			p.say(d.ID, "configuration changed by %s, taken up", actor)
+		}
+		return platform.Deployment{}, false, err
+	}
+	defer p.wake(id)
+	if service.ActiveDeploymentID == "" || service.Stopped {
+		return platform.Deployment{}, false, nil
+	}
+	active, err := p.Store.Deployment(ctx, service.ActiveDeploymentID)
+	if err != nil {
+		return platform.Deployment{}, false, err
+	}
+	if unfinished, err := p.Store.UnfinishedOf(ctx, id); err != nil || len(unfinished) == 0 && sameConfig(active.Config, &config) {
+		return platform.Deployment{}, false, err
+	}
+	d, err := p.create(ctx, platform.Deployment{
+		ServiceID: id, Status: platform.Pending, Trigger: platform.TriggerConfig, Actor: actor,
+		Source: platform.Source{Type: platform.SourceRedeploy}, Config: &config,
+	})
+	return d, err == nil, err
+}
+
+// ApplyProject applies a changed project to each of its services.
+func (p *Plane) ApplyProject(ctx context.Context, project platform.ID, actor string) error {
+	refs, err := p.Store.AllServices(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the services: %w", err)
+	}
+	for _, ref := range refs {
+		if ref.ProjectID != project {
+			continue
+		}
+		if _, _, err := p.Apply(ctx, ref.ID, actor); err != nil {
+			return fmt.Errorf("applying to service %s: %w", ref.Name, err)
+		}
+	}
+	return nil
+}
+
+func sameConfig(a, b *platform.ReleaseConfig) bool {
+	return a != nil && b != nil && reflect.DeepEqual(normal(*a), normal(*b))
+}
+
+// normal makes nil and empty collections alike: JSON does not tell them apart.
+func normal(c platform.ReleaseConfig) platform.ReleaseConfig {
+	c.Env, c.SecretEnv = platform.MergeEnv(c.Env), platform.MergeEnv(c.SecretEnv)
+	c.Command, c.Entrypoint = append([]string{}, c.Command...), append([]string{}, c.Entrypoint...)
+	c.Volumes = append([]platform.Volume{}, c.Volumes...)
+	return c
+}
+
+// Restart rolls the active release over to fresh replicas of itself.
+func (p *Plane) Restart(ctx context.Context, id platform.ID, actor string) (platform.Deployment, error) {
+	service, err := p.Store.Service(ctx, id)
+	if err != nil {
+		return platform.Deployment{}, err
+	}
+	if service.ActiveDeploymentID == "" {
+		return platform.Deployment{}, platform.Errorf(platform.Conflict, "not_deployed", "the service has no release to restart: deploy it first")
+	}
+	if service.Stopped {
+		return platform.Deployment{}, platform.Errorf(platform.Conflict, "service_stopped", "the service is stopped: start it instead")
+	}
+	if unfinished, err := p.Store.UnfinishedOf(ctx, id); err != nil {
+		return platform.Deployment{}, err
+	} else if len(unfinished) > 0 {
+		return platform.Deployment{}, platform.Errorf(platform.Conflict, "deployment_in_progress", "deployment %d is under way and replaces every replica anyway: wait for it or cancel it", unfinished[0].Number)
+	}
+	active, err := p.Store.Deployment(ctx, service.ActiveDeploymentID)
+	if err != nil {
+		return platform.Deployment{}, err
+	}
+	d, err := p.create(ctx, platform.Deployment{
+		ServiceID: id, Status: platform.Pending, Trigger: platform.TriggerAPI, Actor: actor,
+		Source: platform.Source{Type: platform.SourceRedeploy}, Config: active.Config,
+	})
+	p.wake(id)
+	return d, err
+}
+
+// SetStopped stops or starts the service. Stopping cancels what is unfinished.
+// Starting brings the active release back, and rolls it over when the
+// configuration has changed meanwhile.
+func (p *Plane) SetStopped(ctx context.Context, id platform.ID, stopped bool, actor string) error {
+	if err := p.Store.SetStopped(ctx, id, stopped); err != nil {
+		return err
+	}
+	defer p.wake(id)
+	if !stopped {
+		_, _, err := p.Apply(ctx, id, actor)
+		return err
+	}
+	unfinished, err := p.Store.UnfinishedOf(ctx, id)
+	if err != nil {
+		return fmt.Errorf("reading unfinished deployments: %w", err)
+	}
+	for _, d := range unfinished {
+		if _, err := p.Cancel(ctx, d.ID, actor); err != nil && platform.KindOf(err) != platform.Conflict {
+			return fmt.Errorf("canceling deployment %d: %w", d.Number, err)
+		}
+	}
+	return nil
+}
+
+// Cancel asks for an end of the deployment. A pending one is canceled when
+// Cancel returns; one at work becomes canceled once its processes are gone.
+func (p *Plane) Cancel(ctx context.Context, id platform.ID, actor string) (platform.Deployment, error) {
+	d, err := p.Store.RequestCancel(ctx, id)
+	if err != nil {
+		return platform.Deployment{}, err
+	}
+	p.say(id, "cancel requested by %s", actor)
+	if d.Status == platform.Canceled {
+		p.finishLog(id)
+	}
+	p.mu.Lock()
+	if stop := p.builds[id]; stop != nil {
+		stop(errCanceled)
+	}
+	p.mu.Unlock()
+	p.topics.publish(id)
+	p.wake(d.ServiceID)
+	p.kickBuilder()
+	return d, nil
+}
+
+// DeleteService removes the row and with it the route; the supervisor then
+// removes containers and logs. Named volumes go only when asked for.
+func (p *Plane) DeleteService(ctx context.Context, id platform.ID, volumes bool) error {
+	service, err := p.Store.Service(ctx, id)
+	if err != nil {
+		return err
+	}
+	s := p.supervise(id)
+	if volumes && s != nil {
+		s.dropVolumes(service.Volumes)
+	}
+	unfinished, err := p.Store.UnfinishedOf(ctx, id)
+	if err != nil {
+		return fmt.Errorf("reading unfinished deployments: %w", err)
+	}
+	if err := p.Store.DeleteService(ctx, id); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	for _, d := range unfinished {
+		if stop := p.builds[d.ID]; stop != nil {
+			stop(errCanceled)
+		}
+	}
+	p.mu.Unlock()
+	p.Kick(id)
+	return nil
+}
+
+// finishLog ends a deployment's log: readers get their end of file.
+func (p *Plane) finishLog(id platform.ID) {
+	if err := p.Logs.Finish(deploymentLog(id)); err != nil {
+		p.Log.Error("finishing the deployment log failed", "deployment", id, "error", err)
+	}
+}

@@ -1,0 +1,186 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/denia-paas/denia/platform"
+	"github.com/denia-paas/denia/platform/ingress"
+	"github.com/denia-paas/denia/platform/telemetry"
+)
+
+const (
+	evidenceLines = 100
+	// startAllowance is what the engine may take to create and start replicas
+	// before the start period of a candidate is up.
+	startAllowance = time.Minute
+	// startAttempts: a candidate whose replica ends is started once more; a
+	// process that lost a race at its start deserves that, no more.
+	startAttempts = 2
+)
+
+// failure tells whether the candidate has failed, and why, with evidence. Nil
+// means: not yet.
+func (s *supervisor) failure(ctx context.Context, w *world, pool ingress.PoolStatus) *platform.DeploymentError {
+	d := w.candidate
+	r := s.release(d.ID)
+	if e, ok := errors.AsType[*platform.Error](r.lastErr); ok {
+		switch e.Code {
+		case platform.CodeStartFailed, platform.CodeImageNotFound, platform.CodeDiskFull:
+			return &platform.DeploymentError{Code: e.Code, Message: e.Message}
+		}
+	}
+	for _, replica := range w.replicas[d.ID] {
+		if replica.State != platform.ReplicaExited {
+			continue
+		}
+		r.countEnd(replica)
+		if r.ends >= startAttempts {
+			return s.exited(ctx, d, replica)
+		}
+	}
+	began := d.CreatedAt
+	if n := len(d.Phases); n > 0 {
+		began = d.Phases[n-1].StartedAt
+	}
+	period := time.Duration(d.Config.HealthCheck.StartPeriodS) * time.Second
+	for _, replica := range w.replicas[d.ID] {
+		if replica.State == platform.ReplicaRunning && !isReady(pool, replica) && w.now.Sub(later(replica.StartedAt, began)) > period {
+			return s.notReady(ctx, d, replica, pool, period)
+		}
+	}
+	if w.now.Sub(began) > period+startAllowance {
+		failure := &platform.DeploymentError{Code: platform.CodeEngineUnavailable, Message: fmt.Sprintf(
+			"The engine did not start the replicas within %s. Check that it is running and has room, then deploy again.", period+startAllowance)}
+		if e, ok := errors.AsType[*platform.Error](r.lastErr); ok {
+			failure.Message += " Its last word: " + e.Message
+		}
+		return failure
+	}
+	return nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func (s *supervisor) exited(ctx context.Context, d *platform.Deployment, replica platform.Replica) *platform.DeploymentError {
+	evidence := &platform.Evidence{OOMKilled: replica.OOMKilled, LogTail: s.plane.replicaTail(ctx, replica)}
+	if replica.OOMKilled {
+		evidence.ExitCode = &replica.ExitCode
+		return &platform.DeploymentError{Code: platform.CodeOutOfMemory, Evidence: evidence, Message: fmt.Sprintf(
+			"The process was killed at its memory limit of %s before it was ready. Raise resources.memory_bytes or make it use less.", megabytes(d.Config.Resources.MemoryBytes))}
+	}
+	evidence.ExitCode = &replica.ExitCode
+	message := fmt.Sprintf("The process ended with exit code %d before it was ready.", replica.ExitCode)
+	if last := lastLine(evidence.LogTail); last != "" {
+		message += fmt.Sprintf(" Its last line was %q.", last)
+	} else {
+		message += " It wrote nothing; check the command and entrypoint."
+	}
+	return &platform.DeploymentError{Code: platform.CodeContainerExited, Evidence: evidence, Message: message}
+}
+
+func (s *supervisor) notReady(ctx context.Context, d *platform.Deployment, replica platform.Replica, pool ingress.PoolStatus, period time.Duration) *platform.DeploymentError {
+	evidence := &platform.Evidence{LogTail: s.plane.replicaTail(ctx, replica)}
+	var probe ingress.Probe
+	for _, t := range pool.Targets {
+		if t.ID == targetID(replica) {
+			probe = t.LastProbe
+		}
+	}
+	h := d.Config.HealthCheck
+	if probe.Status != 0 {
+		evidence.LastProbe = fmt.Sprintf("status %d after %s", probe.Status, probe.Latency.Round(time.Millisecond))
+		return &platform.DeploymentError{Code: platform.CodeHealthCheckFailed, Evidence: evidence, Message: fmt.Sprintf(
+			"GET %s on port %d answered %d, not %s, for %s. Mend what it answers, or set health_check.path or health_check.status.", h.Path, d.Config.Port, probe.Status, h.Status, period)}
+	}
+	evidence.LastProbe = fmt.Sprintf("%s after %s", probe.Err, probe.Latency.Round(time.Millisecond))
+	if probe.Connected {
+		return &platform.DeploymentError{Code: platform.CodeHealthCheckFailed, Evidence: evidence, Message: fmt.Sprintf(
+			"Port %d accepts connections, but GET %s was not answered within %d s (%s).", d.Config.Port, h.Path, h.TimeoutS, probe.Err)}
+	}
+	return &platform.DeploymentError{Code: platform.CodePortNotListening, Evidence: evidence, Message: fmt.Sprintf(
+		"Nothing accepted connections on port %d within %s. The process must listen on 0.0.0.0 and on the port in $PORT; or set the service's port.", d.Config.Port, period)}
+}
+
+func lastLine(lines []string) string {
+	for i := len(lines) - 1; i >= 0; i-- {
+		if line := strings.TrimSpace(lines[i]); line != "" {
+			return line
+		}
+	}
+	return ""
+}
+
+// replicaTail reads the last lines straight from the engine: what the
+// collector copies may be a moment behind.
+func (p *Plane) replicaTail(ctx context.Context, replica platform.Replica) []string {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	reader, err := p.Runtime.Logs(ctx, replica.ID, platform.LogOptions{})
+	if err != nil {
+		return p.readTail(serviceLog(replica.ServiceID), replica.Label)
+	}
+	defer reader.Close()
+	var tail []string
+	for {
+		line, err := reader.Next()
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				p.logFailure("reading a replica's log", err)
+			}
+			return tail
+		}
+		if tail = append(tail, line.Line); len(tail) > evidenceLines {
+			tail = tail[1:]
+		}
+	}
+}
+
+// readTail reads the last lines of a stored log.
+func (p *Plane) readTail(key, replica string) []string {
+	lines, err := p.Logs.Read(key, telemetry.Query{Tail: evidenceLines, Replica: replica})
+	if err != nil {
+		p.logFailure("reading a log", err)
+	}
+	tail := make([]string, len(lines))
+	for i, line := range lines {
+		tail[i] = line.Line
+	}
+	return tail
+}
+
+// cancel ends a candidate a person canceled: its replicas go first, then the
+// status says so.
+func (s *supervisor) cancel(w *world) {
+	ctx, stop := context.WithTimeout(s.plane.ctx, time.Minute)
+	defer stop()
+	d := w.candidate
+	r := s.release(d.ID)
+	if r.busy != nil {
+		select {
+		case <-r.busy:
+		case <-ctx.Done():
+			return
+		}
+		r.busy = nil
+	}
+	w.candidate = nil
+	s.configure(w)
+	grace := 1
+	load := platform.Workload{ID: d.ID, ServiceID: s.id, Config: platform.ReleaseConfig{RunSpec: platform.RunSpec{StopGraceS: &grace}}}
+	if err := s.plane.Runtime.Ensure(ctx, load); err != nil {
+		s.plane.logFailure("removing the replicas of a canceled deployment", err)
+		s.plane.sleep(time.Second)
+		return
+	}
+	s.plane.end(*d, platform.Starting, platform.Canceled, &platform.DeploymentError{Code: platform.CodeCanceled, Message: "The deployment was canceled."})
+}

@@ -1,0 +1,348 @@
+// Package control is the control plane: every loop and every effect of Denia
+// is decided here. It brings what is observed (containers, probes) to what is
+// desired (rows in the store), level-triggered: a deployment, a changed
+// configuration, a stop, a crash, an engine restart and a restart of Denia
+// itself are the same loop.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/denia-paas/denia/platform"
+	"github.com/denia-paas/denia/platform/ingress"
+	"github.com/denia-paas/denia/platform/store"
+	"github.com/denia-paas/denia/platform/telemetry"
+)
+
+// Options hold what the Plane works with. All fields are required unless a
+// default is named.
+type Options struct {
+	Store   *store.Store
+	Runtime platform.Runtime
+	Images  platform.Images
+	Ingress *ingress.Ingress
+	Logs    *telemetry.Logs
+	Log     *slog.Logger
+
+	DataDir    string // uploads/ and builds/ live below it
+	BaseDomain string // default "localhost"
+	Node       string // who holds the lease; the same after a restart
+
+	Unpack       func(ctx context.Context, archive, dir string) error
+	BuildWorkers int           // default 1
+	BuildTimeout time.Duration // default 30 min
+	PullTimeout  time.Duration // default 15 min
+	DiskReserve  int64         // bytes a build leaves free on the data directory's disk; default 256 MiB
+	KeepReleases int           // images of how many healthy releases a service keeps; default 5
+}
+
+func (o *Options) defaults() {
+	if o.BaseDomain == "" {
+		o.BaseDomain = "localhost"
+	}
+	if o.BuildWorkers == 0 {
+		o.BuildWorkers = 1
+	}
+	if o.BuildTimeout == 0 {
+		o.BuildTimeout = 30 * time.Minute
+	}
+	if o.PullTimeout == 0 {
+		o.PullTimeout = 15 * time.Minute
+	}
+	if o.DiskReserve == 0 {
+		o.DiskReserve = 256 << 20
+	}
+	if o.KeepReleases == 0 {
+		o.KeepReleases = 5
+	}
+}
+
+const (
+	tick     = 10 * time.Second // a supervisor looks at least this often
+	leaseTTL = 15 * time.Second
+	lease    = "loops"
+)
+
+// Plane owns every loop of the control plane. Its methods may be called
+// concurrently, between Start and Close.
+type Plane struct {
+	Options
+	collector *telemetry.Collector
+	topics    topics
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	drainOnce sync.Once
+	draining  chan struct{}
+
+	buildKick chan struct{}
+	routesMu  sync.Mutex // one rebuild of the route table at a time
+
+	mu          sync.Mutex
+	leading     bool
+	supervisors map[platform.ID]*supervisor
+	builds      map[platform.ID]context.CancelCauseFunc // by deployment
+}
+
+// New makes a Plane. It starts nothing.
+func New(o Options) *Plane {
+	o.defaults()
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Plane{
+		Options: o, ctx: ctx, cancel: cancel,
+		draining:    make(chan struct{}),
+		buildKick:   make(chan struct{}, 1),
+		supervisors: map[platform.ID]*supervisor{},
+		builds:      map[platform.ID]context.CancelCauseFunc{},
+	}
+	p.collector = telemetry.NewCollector(o.Logs, p.openReplicaLog, o.Log)
+	return p
+}
+
+func (p *Plane) openReplicaLog(ctx context.Context, replica string, since time.Time) (platform.LogReader, error) {
+	return p.Runtime.Logs(ctx, replica, platform.LogOptions{Since: since, Follow: true})
+}
+
+// Start fills the route table, so that requests are held rather than refused
+// from the first moment on, and starts the loops. It fails when the store
+// cannot be read or the data directory cannot be written; the engine may be
+// down.
+func (p *Plane) Start(ctx context.Context) error {
+	for _, dir := range []string{p.uploadsDir(), p.buildsDir()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("making %s: %w", dir, err)
+		}
+	}
+	if err := p.rebuildRoutes(ctx); err != nil {
+		return err
+	}
+	held, err := p.Store.AcquireLease(ctx, lease, p.Node, leaseTTL, time.Now())
+	if err != nil {
+		return fmt.Errorf("acquiring the lease: %w", err)
+	}
+	if held {
+		p.lead(ctx)
+	}
+	p.wg.Add(1)
+	go p.keepLease()
+	return nil
+}
+
+// keepLease renews the lease and, on a follower, waits for it. A leader that
+// cannot renew goes on acting until the lease would have run out for others.
+func (p *Plane) keepLease() {
+	defer p.wg.Done()
+	ticker := time.NewTicker(leaseTTL / 3)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		held, err := p.Store.AcquireLease(p.ctx, lease, p.Node, leaseTTL, time.Now())
+		switch {
+		case err != nil:
+			if p.ctx.Err() == nil {
+				p.Log.Error("renewing the lease failed; trying again", "error", err)
+			}
+		case held:
+			p.lead(p.ctx)
+		default:
+			if err := p.rebuildRoutes(p.ctx); err != nil {
+				p.Log.Error("following: reading the routes failed", "error", err)
+			}
+		}
+	}
+}
+
+// lead starts the loops once.
+func (p *Plane) lead(ctx context.Context) {
+	p.mu.Lock()
+	if p.leading || p.ctx.Err() != nil {
+		p.mu.Unlock()
+		return
+	}
+	p.leading = true
+	p.mu.Unlock()
+
+	refs, err := p.Store.AllServices(ctx)
+	if err != nil {
+		p.Log.Error("reading the services failed", "error", err)
+	}
+	for _, ref := range refs {
+		p.supervise(ref.ID)
+	}
+	p.wg.Add(2 + p.BuildWorkers)
+	go p.watch()
+	go p.janitor()
+	for range p.BuildWorkers {
+		go p.buildLoop()
+	}
+}
+
+// Drain tells everything that lasts (log streams, waiting clients) that the
+// process is about to end.
+func (p *Plane) Drain() { p.drainOnce.Do(func() { close(p.draining) }) }
+
+// Draining is closed when the process is about to end.
+func (p *Plane) Draining() <-chan struct{} { return p.draining }
+
+// Close ends every loop and waits for it. Running containers are left alone;
+// unfinished deployments are taken up again at the next start.
+func (p *Plane) Close() error {
+	p.Drain()
+	p.cancel()
+	p.wg.Wait()
+	p.collector.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if err := p.Store.ReleaseLease(ctx, lease, p.Node); err != nil {
+		return fmt.Errorf("releasing the lease: %w", err)
+	}
+	return nil
+}
+
+// supervise makes sure that the service has a supervisor, and returns it; nil
+// when this node does not lead or is closing.
+func (p *Plane) supervise(id platform.ID) *supervisor {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.leading || p.ctx.Err() != nil {
+		return nil
+	}
+	s := p.supervisors[id]
+	if s == nil {
+		s = newSupervisor(p, id)
+		p.supervisors[id] = s
+		p.wg.Add(1)
+		go s.run()
+	}
+	return s
+}
+
+// forget ends the bookkeeping of a supervisor whose service is gone.
+func (p *Plane) forget(s *supervisor) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.supervisors, s.id)
+}
+
+// Kick says that something about the service has changed: it was created,
+// renamed, deleted, or has work to do. The route table shows it before Kick
+// returns; everything else follows.
+func (p *Plane) Kick(id platform.ID) {
+	if err := p.rebuildRoutes(p.ctx); err != nil && p.ctx.Err() == nil {
+		p.Log.Error("rebuilding the routes failed", "error", err)
+	}
+	p.wake(id)
+}
+
+func (p *Plane) wake(id platform.ID) {
+	if s := p.supervise(id); s != nil {
+		s.wake()
+	}
+	p.topics.publish(id)
+}
+
+// rebuildRoutes swaps in a table made from the rows.
+func (p *Plane) rebuildRoutes(ctx context.Context) error {
+	p.routesMu.Lock()
+	defer p.routesMu.Unlock()
+	refs, err := p.Store.AllServices(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the services: %w", err)
+	}
+	routes := make([]ingress.Route, 0, len(refs))
+	for _, ref := range refs {
+		routes = append(routes, ingress.Route{Host: ref.HostLabel + "." + p.BaseDomain, ServiceID: ref.ID})
+	}
+	p.Ingress.SetRoutes(routes)
+	return nil
+}
+
+// watch turns the runtime's events into kicks, and lists again whenever the
+// stream of events broke: engines keep few of them.
+func (p *Plane) watch() {
+	defer p.wg.Done()
+	for p.ctx.Err() == nil {
+		events, err := p.Runtime.Watch(p.ctx)
+		if err != nil {
+			if !errors.Is(err, context.Canceled) {
+				p.Log.Warn("watching the engine failed; trying again", "error", err)
+			}
+			p.sleep(time.Second)
+			continue
+		}
+		p.wakeAll()
+		for event := range events {
+			p.mu.Lock()
+			s := p.supervisors[event.ServiceID]
+			p.mu.Unlock()
+			if s != nil {
+				s.wake()
+			}
+		}
+		p.wakeAll()
+		p.sleep(200 * time.Millisecond)
+	}
+}
+
+func (p *Plane) wakeAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.supervisors {
+		s.wake()
+	}
+}
+
+func (p *Plane) sleep(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.ctx.Done():
+	}
+}
+
+// Status tells what is observed of the service.
+func (p *Plane) Status(id platform.ID) platform.ServiceStatus {
+	p.mu.Lock()
+	s := p.supervisors[id]
+	p.mu.Unlock()
+	if s == nil {
+		return platform.ServiceStatus{State: platform.ServiceNew}
+	}
+	return s.status()
+}
+
+// Subscribe returns a channel that receives when the state of the service, the
+// deployment, or anything at all for the zero ID, may have changed. Changes
+// are folded: read the state after each receive. Call the func when done.
+func (p *Plane) Subscribe(id platform.ID) (<-chan struct{}, func()) { return p.topics.subscribe(id) }
+
+// UploadPath is where the bytes of an upload lie.
+func (p *Plane) UploadPath(id platform.ID) string { return filepath.Join(p.uploadsDir(), string(id)) }
+
+func (p *Plane) uploadsDir() string { return filepath.Join(p.DataDir, "uploads") }
+func (p *Plane) buildsDir() string  { return filepath.Join(p.DataDir, "builds") }
+
+func deploymentLog(id platform.ID) string { return "deployments/" + string(id) }
+func serviceLog(id platform.ID) string    { return "services/" + string(id) }
+
+// say writes one line of Denia's own into a deployment's log.
+func (p *Plane) say(id platform.ID, format string, args ...any) {
+	line := platform.LogLine{TS: time.Now().UTC(), Stream: platform.StreamSystem, Line: fmt.Sprintf(format, args...)}
+	if err := p.Logs.Append(deploymentLog(id), line); err != nil {
+		p.Log.Error("writing the deployment log failed", "deployment", id, "error", err)
+	}
+}
