@@ -1,0 +1,28 @@
+# Few targets; `make help` lists them.
+GO    ?= go
+BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -tags nobadger,nomysql,nopgx
+
+.PHONY: help build run test lint docs clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+build: ## bin/denia and the example's program
+	$(BUILD) -o bin/denia ./cmd/denia
+	$(BUILD) -o examples/hello/hello ./examples/hello
+
+run: build ## Denia on http://localhost:8080, with an example deployed
+	@scripts/run
+
+test: ## everything: vet, lint, unit, race, integration, end to end
+	@scripts/test
+
+lint: ## vet and golangci-lint
+	@scripts/lint
+
+docs: ## the API reference, generated from the code
+	$(GO) run ./cmd/denia denia openapi > docs/openapi.json
+	$(GO) run ./cmd/denia denia api-reference > docs/api.md
+
+clean: ## what was built; never the data
+	rm -rf bin examples/hello/hello

@@ -1,0 +1,155 @@
+// Package caddymodule is Denia as modules of Caddy: the app that holds the
+// configuration, the handlers, the Caddyfile and the commands. It only adapts;
+// what lasts lives on the Engine, which survives configuration reloads.
+package caddymodule
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+func init() { caddy.RegisterModule(new(App)) }
+
+// App is the app module `denia`: the configuration of Denia. Every field has a
+// default.
+type App struct {
+	// DataDir holds the store, keys, uploads and logs; made 0700. One process
+	// at a time may use it. Default: "./data".
+	DataDir string `json:"data_dir,omitempty"`
+
+	// Database is "sqlite", a file in DataDir, or a "postgres://…" URL.
+	// Default: "sqlite". A change needs a restart.
+	Database string `json:"database,omitempty"`
+
+	// DockerHost is the engine's address, e.g. "unix:///var/run/docker.sock".
+	// Default: the Docker client's own rules (DOCKER_HOST, then its socket). A
+	// change needs a restart.
+	DockerHost string `json:"docker_host,omitempty"`
+
+	// BaseDomain is what services are reached under. Default: "localhost". A
+	// change needs a restart.
+	BaseDomain string `json:"base_domain,omitempty"`
+
+	// ControlDomain is the host of the API. While it is empty, the API answers
+	// on localhost and on IP addresses.
+	ControlDomain string `json:"control_domain,omitempty"`
+
+	// AdminToken is the token that bootstraps Denia; DENIA_ADMIN_TOKEN in the
+	// environment goes before it. Default: made at the first start, kept in
+	// DataDir/admin.token and printed once. A change needs a restart.
+	AdminToken string `json:"admin_token,omitempty"`
+
+	Uploads Uploads `json:"uploads,omitzero"`
+	Builds  Builds  `json:"builds,omitzero"`
+	Ingress Ingress `json:"ingress,omitzero"`
+	Logs    Logs    `json:"logs,omitzero"`
+
+	engine atomic.Pointer[Engine]
+	ctx    caddy.Context
+	key    string // of the engine in the pool, once started
+}
+
+// Uploads bound build contexts. A change needs a restart, as for Builds,
+// Ingress and Logs.
+type Uploads struct {
+	MaxPackedBytes   int64 `json:"max_packed_bytes,omitempty"`   // default 1 GiB
+	MaxUnpackedBytes int64 `json:"max_unpacked_bytes,omitempty"` // default 4 GiB
+	MaxEntries       int   `json:"max_entries,omitempty"`        // default 200000
+	MaxRatio         int   `json:"max_ratio,omitempty"`          // unpacked to packed; default 200
+}
+
+// Builds bound image builds and pulls.
+type Builds struct {
+	Workers      int            `json:"workers,omitempty"`       // default 1
+	Timeout      caddy.Duration `json:"timeout,omitempty"`       // default 30m
+	PullTimeout  caddy.Duration `json:"pull_timeout,omitempty"`  // default 15m
+	ReserveBytes int64          `json:"reserve_bytes,omitempty"` // left free on DataDir's disk; default 256 MiB
+	KeepReleases int            `json:"keep_releases,omitempty"` // images kept per service for rolling back; default 5
+}
+
+// Ingress bounds requests that wait for a replica.
+type Ingress struct {
+	WaitTimeout caddy.Duration `json:"wait_timeout,omitempty"` // default 30s
+	MaxWaiting  int            `json:"max_waiting,omitempty"`  // per service; default 1000
+	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"` // default 2s
+}
+
+// Logs bound what is kept of each service's output.
+type Logs struct {
+	MaxBytes int64 `json:"max_bytes,omitempty"` // per service; default 100 MiB
+}
+
+// CaddyModule returns the module's id and constructor.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "denia", New: func() caddy.Module { return new(App) }}
+}
+
+// Provision fills defaults. It does nothing that `caddy validate` must not.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx = ctx
+	a.replace()
+	if a.DataDir == "" {
+		a.DataDir = "./data"
+	}
+	if a.Database == "" {
+		a.Database = "sqlite"
+	}
+	if a.BaseDomain == "" {
+		a.BaseDomain = "localhost"
+	}
+	return nil
+}
+
+// Validate checks what can be checked without touching anything.
+func (a *App) Validate() error { return a.validate() }
+
+// Start takes the process's Engine for the data directory, or makes it.
+func (a *App) Start() error {
+	key, err := filepath.Abs(a.DataDir)
+	if err != nil {
+		return fmt.Errorf("denia: resolving data_dir: %w", err)
+	}
+	log := a.ctx.Slogger()
+	value, loaded, err := engines.LoadOrNew(key, func() (caddy.Destructor, error) {
+		ctx, cancel := context.WithTimeout(a.ctx, time.Minute)
+		defer cancel()
+		return openEngine(ctx, a.settings(key), log)
+	})
+	if err != nil {
+		return fmt.Errorf("denia: %w", err)
+	}
+	engine := value.(*Engine)
+	if loaded {
+		if err := engine.reconfigure(a.settings(key), log); err != nil {
+			_, _ = engines.Delete(key) // the reference just taken; others remain
+			return fmt.Errorf("denia: %w", err)
+		}
+	}
+	a.key = key
+	a.engine.Store(engine)
+	return nil
+}
+
+// Stop gives the Engine back. The last one to do so, at the end of the
+// process, closes it; a reload has the new configuration hold it first.
+func (a *App) Stop() error {
+	if a.key == "" {
+		return nil
+	}
+	if _, err := engines.Delete(a.key); err != nil {
+		return fmt.Errorf("denia: closing: %w", err)
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.App         = (*App)(nil)
+	_ caddy.Provisioner = (*App)(nil)
+	_ caddy.Validator   = (*App)(nil)
+)

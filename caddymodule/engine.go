@@ -1,0 +1,319 @@
+package caddymodule
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/denia-paas/denia/platform"
+	"github.com/denia-paas/denia/platform/api"
+	"github.com/denia-paas/denia/platform/control"
+	"github.com/denia-paas/denia/platform/docker"
+	"github.com/denia-paas/denia/platform/ingress"
+	"github.com/denia-paas/denia/platform/secret"
+	"github.com/denia-paas/denia/platform/source"
+	"github.com/denia-paas/denia/platform/store"
+	"github.com/denia-paas/denia/platform/telemetry"
+)
+
+// engines holds the process's Engines by data directory.
+var engines = caddy.NewUsagePool()
+
+// drainTimeout bounds how long a closing Engine waits for its requests.
+const drainTimeout = 30 * time.Second
+
+// Engine is everything of Denia that outlives a configuration: one for a data
+// directory, shared by every configuration of this process that names it.
+type Engine struct {
+	settings      settings
+	log           *relay
+	controlDomain atomic.Pointer[string]
+
+	lock    *os.File
+	store   *store.Store
+	docker  *docker.Engine
+	logs    *telemetry.Logs
+	ingress *ingress.Ingress
+	plane   *control.Plane
+	api     *api.API
+
+	requests atomic.Int64 // under way; closingBias while closing
+	idle     chan struct{}
+}
+
+// openEngine makes an Engine and starts its loops. What it has opened when it
+// fails, it closes.
+func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, err error) {
+	e := &Engine{settings: s, log: newRelay(log), idle: make(chan struct{}, 1)}
+	e.controlDomain.Store(&s.controlDomain)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.close())
+		}
+	}()
+	logger := slog.New(e.log)
+	if err := os.MkdirAll(s.dataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("making data_dir: %w", err)
+	}
+	if e.lock, err = lockDir(s.dataDir); err != nil {
+		return nil, err
+	}
+	key, err := secret.LoadOrCreate(filepath.Join(s.dataDir, "keys", "age.key"))
+	if err != nil {
+		return nil, fmt.Errorf("loading the sealing key: %w", err)
+	}
+	node, err := loadOrCreate(filepath.Join(s.dataDir, "node"), func() string { return string(store.NewID()) })
+	if err != nil {
+		return nil, fmt.Errorf("loading the node's name: %w", err)
+	}
+	token, err := adminToken(s)
+	if err != nil {
+		return nil, err
+	}
+	dsn := s.database
+	if dsn == "sqlite" {
+		dsn = "sqlite:" + filepath.Join(s.dataDir, "denia.db")
+	}
+	if e.store, err = store.Open(ctx, dsn, store.Options{Log: logger, Seal: key.Seal, Unseal: key.Unseal}); err != nil {
+		return nil, fmt.Errorf("opening the database: %w", err)
+	}
+	if e.logs, err = telemetry.OpenLogs(filepath.Join(s.dataDir, "logs"), telemetry.LogOptions{CapBytes: s.logs.MaxBytes}); err != nil {
+		return nil, fmt.Errorf("opening the logs: %w", err)
+	}
+	if e.docker, err = docker.Open(ctx, docker.Options{Host: s.dockerHost, Instance: e.store.InstanceID(), Log: logger}); err != nil {
+		return nil, fmt.Errorf("docker_host: %w", err)
+	}
+	e.ingress = ingress.New(ingress.Options{
+		Log: logger, Client: client,
+		WaitTimeout: time.Duration(s.ingress.WaitTimeout), MaxWaiting: s.ingress.MaxWaiting, DialTimeout: time.Duration(s.ingress.DialTimeout),
+	})
+	e.plane = control.New(control.Options{
+		Store: e.store, Runtime: e.docker, Images: e.docker, Ingress: e.ingress, Logs: e.logs, Log: logger,
+		DataDir: s.dataDir, BaseDomain: s.baseDomain, Node: node,
+		Unpack: func(ctx context.Context, archive, dir string) error {
+			return source.Unpack(ctx, archive, dir, s.uploads)
+		},
+		BuildWorkers: s.builds.Workers, BuildTimeout: time.Duration(s.builds.Timeout), PullTimeout: time.Duration(s.builds.PullTimeout),
+		DiskReserve: s.builds.ReserveBytes, KeepReleases: s.builds.KeepReleases,
+	})
+	if err := e.plane.Start(ctx); err != nil {
+		return nil, fmt.Errorf("starting the control plane: %w", err)
+	}
+	e.api, err = api.New(api.Options{
+		Store: e.store, Plane: e.plane, Logs: e.logs, Log: logger,
+		UploadsDir: filepath.Join(s.dataDir, "uploads"), UploadLimits: s.uploads,
+		AdminToken: token, BaseDomain: s.baseDomain, ControlDomain: s.controlDomain,
+		DataDir: s.dataDir, Version: Version(), Client: client, Docker: e.dockerInfo,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("building the API: %w", err)
+	}
+	if info, err := e.docker.Ping(ctx); err != nil {
+		logger.Warn("the Docker engine does not answer; services come back when it does", "error", err)
+	} else {
+		logger.Info("Docker engine found", "version", info.Version, "api", info.APIVersion)
+	}
+	return e, nil
+}
+
+// reconfigure takes over what can change while the process runs, and refuses
+// the rest.
+func (e *Engine) reconfigure(next settings, log *slog.Logger) error {
+	if name := e.settings.needsRestart(next); name != "" {
+		return fmt.Errorf("%s cannot be changed by a reload: stop Denia and start it again (the applications go on running)", name)
+	}
+	e.controlDomain.Store(&next.controlDomain)
+	e.log.use(log)
+	return nil
+}
+
+// closingBias keeps the count of requests below zero once the Engine closes.
+const closingBias = -1 << 40
+
+// begin counts a request in; false when the Engine is closing.
+func (e *Engine) begin() bool {
+	if e.requests.Add(1) > 0 {
+		return true
+	}
+	e.end()
+	return false
+}
+
+// end counts a request out.
+func (e *Engine) end() {
+	if e.requests.Add(-1) == closingBias {
+		select {
+		case e.idle <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// drain has streams end: the process is about to.
+func (e *Engine) drain() {
+	e.plane.Drain()
+	e.ingress.Drain()
+}
+
+// Destruct implements caddy.Destructor: it waits for the requests under way,
+// then closes everything. Containers are left running.
+func (e *Engine) Destruct() error {
+	e.drain()
+	timeout := time.NewTimer(drainTimeout)
+	defer timeout.Stop()
+	for left := e.requests.Add(closingBias); left != closingBias; left = e.requests.Load() {
+		select {
+		case <-e.idle:
+		case <-timeout.C:
+			slog.New(e.log).Warn("closing with requests under way", "requests", left-closingBias)
+			return e.close()
+		}
+	}
+	return e.close()
+}
+
+// close closes what was opened, in the opposite order. Loops go first, then
+// what they use.
+func (e *Engine) close() error {
+	var errs []error
+	if e.plane != nil {
+		e.plane.Drain()
+	}
+	if e.api != nil {
+		e.api.Close()
+	}
+	if e.plane != nil {
+		errs = append(errs, e.plane.Close())
+	}
+	if e.ingress != nil {
+		e.ingress.Close()
+	}
+	if e.docker != nil {
+		errs = append(errs, e.docker.Close())
+	}
+	if e.logs != nil {
+		errs = append(errs, e.logs.Close())
+	}
+	if e.store != nil {
+		errs = append(errs, e.store.Close())
+	}
+	if e.lock != nil {
+		errs = append(errs, e.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Engine) dockerInfo(ctx context.Context) (api.Docker, error) {
+	info, err := e.docker.Ping(ctx)
+	if err != nil {
+		return api.Docker{}, err
+	}
+	return api.Docker{Version: info.Version}, nil
+}
+
+// client tells who sent a request, as Caddy's trusted_proxies decide.
+func client(r *http.Request) (ip string, trusted bool) {
+	ip, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
+	trusted, _ = caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
+	if ip == "" {
+		ip, _, _ = net.SplitHostPort(r.RemoteAddr)
+	}
+	return ip, trusted
+}
+
+// lockDir makes sure that one process at a time uses the directory. The kernel
+// drops the lock when the process ends, however it ends.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the lock: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("data_dir %s is in use by another process; end that one or use another directory", dir), f.Close())
+	}
+	return f, nil
+}
+
+// adminToken returns the configured token, or the one kept in the data
+// directory, made and printed at the first start. It goes to standard output
+// and never to a log.
+func adminToken(s settings) (string, error) {
+	if s.adminToken != "" {
+		if len(s.adminToken) < 16 {
+			return "", errors.New("the admin token must have at least 16 characters")
+		}
+		return s.adminToken, nil
+	}
+	path := filepath.Join(s.dataDir, "admin.token")
+	made := false
+	token, err := loadOrCreate(path, func() string {
+		made = true
+		secret := make([]byte, 32)
+		_, _ = rand.Read(secret) // never fails (crypto/rand)
+		return platform.AdminPrefix + base64.RawURLEncoding.EncodeToString(secret)
+	})
+	if err != nil {
+		return "", fmt.Errorf("loading the admin token: %w", err)
+	}
+	if made {
+		fmt.Printf("\n  Admin token (shown once, kept in %s):\n  %s\n\n", path, token)
+	}
+	return token, nil
+}
+
+// loadOrCreate reads a one-line file, or makes it durably with mode 0600.
+func loadOrCreate(path string, value func() string) (string, error) {
+	content, err := os.ReadFile(path)
+	if err == nil {
+		if line := strings.TrimSpace(string(content)); line != "" {
+			return line, nil
+		}
+		return "", fmt.Errorf("%s is empty; remove it to have it made anew", path)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("reading %s: %w", path, err)
+	}
+	line := value()
+	if err := writeFile(path, line+"\n"); err != nil {
+		return "", fmt.Errorf("writing %s: %w", path, err)
+	}
+	return line, nil
+}
+
+func writeFile(path, content string) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // made 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = f.WriteString(content)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

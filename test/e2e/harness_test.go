@@ -1,0 +1,516 @@
+// Package e2e drives the real binary over HTTP, with a real Docker Engine.
+package e2e
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+var (
+	binary string // Denia
+	app    []byte // the application's program
+)
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "denia-e2e-")
+	if err == nil {
+		err = build(dir)
+	}
+	code := 1
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	} else {
+		code = m.Run()
+	}
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func build(dir string) error {
+	binary = filepath.Join(dir, "denia")
+	program := filepath.Join(dir, "app")
+	for _, args := range [][]string{
+		{"build", "-trimpath", "-ldflags", "-s -w", "-tags", "nobadger,nomysql,nopgx", "-o", binary, "../../cmd/denia"},
+		{"build", "-trimpath", "-ldflags", "-s -w", "-o", program, "./app"},
+	} {
+		cmd := exec.Command("go", args...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building: %w\n%s", err, out)
+		}
+	}
+	var err error
+	app, err = os.ReadFile(program)
+	return err
+}
+
+// server is a running Denia.
+type server struct {
+	t     testing.TB
+	dir   string // holds the Caddyfile and the data directory
+	port  int
+	admin int
+	token string
+	cmd   *exec.Cmd
+	done  chan struct{}
+	log   *logBuffer
+}
+
+// logBuffer keeps a process's output, for the failing test to show.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// start runs Denia on an empty data directory; options go into the block denia
+// of its Caddyfile. When the test ends, everything it made is removed.
+func start(t testing.TB, options ...string) *server {
+	t.Helper()
+	s := &server{t: t, dir: t.TempDir(), port: freePort(t), admin: freePort(t), token: "dn_adm_e2e-test-admin-token", log: &logBuffer{}}
+	s.writeCaddyfile(options...)
+	t.Cleanup(func() {
+		s.removeEverything()
+		s.stop()
+		if t.Failed() {
+			t.Logf("Denia's log:\n%s", tail(s.log.String(), 12000))
+		}
+	})
+	s.run()
+	return s
+}
+
+func tail(text string, n int) string {
+	if len(text) > n {
+		return "…" + text[len(text)-n:]
+	}
+	return text
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func (s *server) writeCaddyfile(options ...string) {
+	s.t.Helper()
+	text := fmt.Sprintf(`{
+	admin 127.0.0.1:%d
+	persist_config off
+	grace_period 10s
+	denia {
+		data_dir %s
+		%s
+	}
+}
+http://:%d {
+	bind 127.0.0.1
+	denia
+}
+`, s.admin, filepath.Join(s.dir, "data"), strings.Join(options, "\n\t\t"), s.port)
+	if err := os.WriteFile(s.caddyfile(), []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *server) caddyfile() string { return filepath.Join(s.dir, "Caddyfile") }
+
+// run starts the process and waits until it listens.
+func (s *server) run() {
+	s.t.Helper()
+	s.cmd = exec.Command(binary, "run", "--config", s.caddyfile())
+	s.cmd.Env = append(os.Environ(), "DENIA_ADMIN_TOKEN="+s.token, "HOME="+s.dir)
+	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
+	if err := s.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) {
+		_ = cmd.Wait()
+		close(done)
+	}(s.cmd, s.done)
+	s.eventually(30*time.Second, "Denia listens", func() bool {
+		select {
+		case <-s.done:
+			s.t.Fatalf("Denia ended at its start:\n%s", s.log)
+		default:
+		}
+		reply, err := http.Get(s.url("/healthz"))
+		if err != nil {
+			return false
+		}
+		defer reply.Body.Close()
+		return reply.StatusCode == http.StatusOK
+	})
+}
+
+// stop ends Denia as Ctrl-C does.
+func (s *server) stop() {
+	s.t.Helper()
+	_ = s.cmd.Process.Signal(os.Interrupt)
+	select {
+	case <-s.done:
+	case <-time.After(60 * time.Second):
+		_ = s.cmd.Process.Signal(syscall.SIGQUIT)
+		<-s.done
+		s.t.Errorf("Denia did not end within 60 s of an interrupt")
+	}
+}
+
+// kill ends Denia as a power cut does.
+func (s *server) kill() {
+	_ = s.cmd.Process.Kill()
+	<-s.done
+}
+
+func (s *server) url(path string) string { return fmt.Sprintf("http://127.0.0.1:%d%s", s.port, path) }
+
+// removeEverything deletes the services, and sees that nothing of them stays.
+func (s *server) removeEverything() {
+	select {
+	case <-s.done:
+		s.run()
+	default:
+	}
+	var services []object
+	s.call("GET", "/v1/services?limit=200", nil, &services)
+	for _, service := range services {
+		s.expect(http.StatusNoContent, "DELETE", "/v1/services/"+service.str("id")+"?volumes=true", nil, nil)
+	}
+	s.eventually(60*time.Second, "every container is removed", func() bool { return len(s.containers()) == 0 })
+	s.removeNetworks()
+}
+
+// instance is the label value by which this Denia knows its own.
+func (s *server) containers() []string { return s.docker("ps", "-aq", "--filter", s.label()) }
+
+// removeNetworks does what the janitor does within a minute.
+func (s *server) removeNetworks() {
+	for _, id := range s.docker("network", "ls", "-q", "--filter", s.label()) {
+		s.docker("network", "rm", id)
+	}
+	for _, image := range s.docker("images", "-q", "--filter", "reference=denia/default/*") {
+		_ = exec.Command("docker", "rmi", "-f", image).Run()
+	}
+}
+
+func (s *server) label() string {
+	var node object
+	s.call("GET", "/v1/node", nil, &node)
+	return "label=denia.instance=" + node.str("instance_id")
+}
+
+func (s *server) docker(args ...string) []string {
+	s.t.Helper()
+	out, err := exec.Command("docker", args...).Output()
+	if err != nil {
+		s.t.Errorf("docker %v: %v", args, err)
+	}
+	return strings.Fields(string(out))
+}
+
+// object is a JSON object of the API.
+type object map[string]any
+
+func (o object) str(path string) string {
+	var value any = map[string]any(o)
+	for key := range strings.SplitSeq(path, ".") {
+		switch v := value.(type) {
+		case map[string]any:
+			value = v[key]
+		case object:
+			value = v[key]
+		default:
+			return ""
+		}
+	}
+	switch v := value.(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	default:
+		return fmt.Sprint(v)
+	}
+}
+
+// call makes an API request with a JSON body and decodes the JSON reply.
+func (s *server) call(method, path string, body, into any) int {
+	s.t.Helper()
+	var content io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		content = bytes.NewReader(text)
+	}
+	request, err := http.NewRequest(method, s.url(path), content)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+s.token)
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	reply, err := http.DefaultClient.Do(request)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer reply.Body.Close()
+	text, err := io.ReadAll(reply.Body)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	if into != nil && len(text) > 0 {
+		if err := json.Unmarshal(text, into); err != nil {
+			s.t.Fatalf("%s %s answered %d, no JSON: %s", method, path, reply.StatusCode, text)
+		}
+	}
+	return reply.StatusCode
+}
+
+// expect is call that fails the test on another status.
+func (s *server) expect(status int, method, path string, body, into any) {
+	s.t.Helper()
+	var raw json.RawMessage
+	if got := s.call(method, path, body, &raw); got != status {
+		s.t.Fatalf("%s %s: status %d, want %d: %s", method, path, got, status, raw)
+	}
+	if into != nil {
+		if err := json.Unmarshal(raw, into); err != nil {
+			s.t.Fatalf("%s %s: %v in %s", method, path, err, raw)
+		}
+	}
+}
+
+// service makes a service; settings are merged into its JSON.
+func (s *server) service(name string, settings object) string {
+	s.t.Helper()
+	body := object{"name": name}
+	for key, value := range settings {
+		body[key] = value
+	}
+	var made object
+	s.expect(http.StatusCreated, "POST", "/v1/services", body, &made)
+	return made.str("id")
+}
+
+// files is a build context: names to contents.
+type files map[string]string
+
+const dockerfile = "FROM scratch\nCOPY app /app\nCOPY . /\nCMD [\"/app\"]\n"
+
+// context is a build context of the application with a message.
+func appContext(message string) files {
+	return files{"Dockerfile": dockerfile, "message.txt": message, "app": string(app)}
+}
+
+func (f files) archive(t testing.TB) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	packed, err := zstd.NewWriter(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(packed)
+	for name, content := range f {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := packed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// upload sends a build context and returns its id.
+func (s *server) upload(service string, f files) string {
+	s.t.Helper()
+	request, err := http.NewRequest("POST", s.url("/v1/services/"+service+"/uploads"), bytes.NewReader(f.archive(s.t)))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+s.token)
+	request.Header.Set("Content-Type", "application/zstd")
+	reply, err := http.DefaultClient.Do(request)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer reply.Body.Close()
+	var made object
+	text, _ := io.ReadAll(reply.Body)
+	if reply.StatusCode != http.StatusCreated {
+		s.t.Fatalf("upload: %d %s", reply.StatusCode, text)
+	}
+	if err := json.Unmarshal(text, &made); err != nil {
+		s.t.Fatal(err)
+	}
+	return made.str("upload_id")
+}
+
+// deploy requests a deployment and returns its id.
+func (s *server) deploy(service string, source object) string {
+	s.t.Helper()
+	var made object
+	s.expect(http.StatusAccepted, "POST", "/v1/deployments", object{"service_id": service, "source": source}, &made)
+	return made.str("id")
+}
+
+func (s *server) deployFiles(service string, f files) string {
+	s.t.Helper()
+	return s.deploy(service, object{"type": "upload", "upload_id": s.upload(service, f)})
+}
+
+// finished waits for the end of a deployment.
+func (s *server) finished(deployment string) object {
+	s.t.Helper()
+	var d object
+	s.eventually(3*time.Minute, "deployment "+deployment+" ends", func() bool {
+		s.expect(http.StatusOK, "GET", "/v1/deployments/"+deployment, nil, &d)
+		switch d.str("status") {
+		case "pending", "building", "starting":
+			return false
+		}
+		return true
+	})
+	return d
+}
+
+// healthy waits for a deployment to become the active release.
+func (s *server) healthy(deployment string) object {
+	s.t.Helper()
+	d := s.finished(deployment)
+	if d.str("status") != "healthy" {
+		s.t.Fatalf("deployment is %s: %v", d.str("status"), d["error"])
+	}
+	return d
+}
+
+// running makes a service that serves the message.
+func (s *server) running(name, message string, settings object) string {
+	s.t.Helper()
+	id := s.service(name, settings)
+	s.healthy(s.deployFiles(id, appContext(message)))
+	return id
+}
+
+// client dials Denia whatever the URL's host.
+func (s *server) client() *http.Client {
+	dialer := &net.Dialer{}
+	return &http.Client{Transport: &http.Transport{
+		MaxIdleConnsPerHost: 64,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, network, fmt.Sprintf("127.0.0.1:%d", s.port))
+		},
+	}, Timeout: 60 * time.Second}
+}
+
+// get asks a service through the ingress.
+func (s *server) get(host, path string) (int, string) {
+	s.t.Helper()
+	client := s.client()
+	defer client.CloseIdleConnections()
+	reply, err := client.Get("http://" + host + path)
+	if err != nil {
+		s.t.Fatalf("GET %s%s: %v", host, path, err)
+	}
+	defer reply.Body.Close()
+	text, err := io.ReadAll(reply.Body)
+	if err != nil {
+		s.t.Fatalf("GET %s%s: %v", host, path, err)
+	}
+	return reply.StatusCode, string(text)
+}
+
+func (s *server) answers(host, want string) {
+	s.t.Helper()
+	if status, got := s.get(host, "/"); status != http.StatusOK || got != want {
+		s.t.Fatalf("http://%s/ answers %d %q, want 200 %q", host, status, got, want)
+	}
+}
+
+// events reads a server-sent event stream until it ends or fn says stop.
+func (s *server) events(path string, fn func(event, data string) bool) {
+	s.t.Helper()
+	request, err := http.NewRequest("GET", s.url(path), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+s.token)
+	reply, err := http.DefaultClient.Do(request)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer reply.Body.Close()
+	if reply.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(reply.Body)
+		s.t.Fatalf("GET %s: %d %s", path, reply.StatusCode, text)
+	}
+	event := ""
+	for lines := bufio.NewScanner(reply.Body); lines.Scan(); {
+		switch name, value, _ := strings.Cut(lines.Text(), ": "); name {
+		case "event":
+			event = value
+		case "data":
+			if !fn(event, value) {
+				return
+			}
+		}
+	}
+}
+
+// eventually waits for a condition, looking 50 times a second.
+func (s *server) eventually(limit time.Duration, what string, ok func() bool) {
+	s.t.Helper()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(limit); ; <-ticker.C {
+		if ok() {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("within %s it did not come about that %s", limit, what)
+		}
+	}
+}
