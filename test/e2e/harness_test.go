@@ -70,6 +70,7 @@ type server struct {
 	token string
 	cmd   *exec.Cmd
 	done  chan struct{}
+	host  string // of the API, where it is not the address
 	log   *logBuffer
 }
 
@@ -97,6 +98,11 @@ func start(t testing.TB, options ...string) *server {
 	t.Helper()
 	s := &server{t: t, dir: t.TempDir(), port: freePort(t), admin: freePort(t), token: "dn_adm_e2e-test-admin-token", log: &logBuffer{}}
 	s.writeCaddyfile(options...)
+	for _, option := range options {
+		if host, ok := strings.CutPrefix(option, "control_domain "); ok {
+			s.host = host
+		}
+	}
 	t.Cleanup(func() {
 		s.removeEverything()
 		s.stop()
@@ -168,7 +174,12 @@ func (s *server) run() {
 			s.t.Fatalf("Denia ended at its start:\n%s", s.log)
 		default:
 		}
-		reply, err := http.Get(s.url("/healthz"))
+		request, err := http.NewRequest("GET", s.url("/healthz"), nil)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		request.Host = s.host
+		reply, err := http.DefaultClient.Do(request)
 		if err != nil {
 			return false
 		}
@@ -283,6 +294,7 @@ func (s *server) call(method, path string, body, into any) int {
 		s.t.Fatal(err)
 	}
 	request.Header.Set("Authorization", "Bearer "+s.token)
+	request.Host = s.host
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
@@ -372,6 +384,7 @@ func (s *server) upload(service string, f files) string {
 		s.t.Fatal(err)
 	}
 	request.Header.Set("Authorization", "Bearer "+s.token)
+	request.Host = s.host
 	request.Header.Set("Content-Type", "application/zstd")
 	reply, err := http.DefaultClient.Do(request)
 	if err != nil {
@@ -478,6 +491,7 @@ func (s *server) events(path string, fn func(event, data string) bool) {
 		s.t.Fatal(err)
 	}
 	request.Header.Set("Authorization", "Bearer "+s.token)
+	request.Host = s.host
 	reply, err := http.DefaultClient.Do(request)
 	if err != nil {
 		s.t.Fatal(err)
