@@ -117,7 +117,7 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 		Store: e.store, Plane: e.plane, Logs: e.logs, Log: logger,
 		UploadsDir: filepath.Join(s.dataDir, "uploads"), UploadLimits: s.uploads,
 		AdminToken: token, BaseDomain: s.baseDomain, ControlDomain: s.controlDomain,
-		DataDir: s.dataDir, Version: Version(), Client: client, Docker: e.dockerInfo,
+		DataDir: s.dataDir, Version: Version(), Client: client, Docker: e.dockerInfo, Routes: e.routes,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("building the API: %w", err)
@@ -223,6 +223,28 @@ func (e *Engine) dockerInfo(ctx context.Context) (api.Docker, error) {
 		return api.Docker{}, err
 	}
 	return api.Docker{Version: info.Version}, nil
+}
+
+// routes is the ingress's table as it is now.
+func (e *Engine) routes() []api.IngressRoute {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	refs, err := e.store.AllServices(ctx)
+	if err != nil {
+		slog.New(e.log).Error("reading the services failed", "error", err)
+	}
+	var routes []api.IngressRoute
+	for _, ref := range refs {
+		pool := e.ingress.Status(ref.ID)
+		route := api.IngressRoute{Host: ref.HostLabel + "." + e.settings.baseDomain, ServiceID: ref.ID, Waiting: pool.Waiting}
+		for _, t := range pool.Targets {
+			route.Targets = append(route.Targets, api.IngressTarget{
+				ID: t.ID, ReleaseID: t.ReleaseID, Addr: t.Addr, Ready: t.Ready, Serving: t.Serving, Draining: t.Draining, InFlight: t.InFlight,
+			})
+		}
+		routes = append(routes, route)
+	}
+	return routes
 }
 
 // client tells who sent a request, as Caddy's trusted_proxies decide.

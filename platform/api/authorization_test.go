@@ -20,6 +20,7 @@ type world struct {
 	service    platform.Service
 	deployment platform.Deployment
 	victim     platform.User // whom member and user routes name
+	stranger   platform.User // no member of anything
 	own        platform.Token
 	session    platform.Token
 	tokens     map[string]string // by caller
@@ -41,6 +42,7 @@ func newWorld(e *env, n string, empty bool) world {
 		w.tokens[name] = e.token(u)
 	}
 	w.victim = e.member(w.project, "victim"+n, platform.RoleViewer)
+	w.stranger = e.user("stranger"+n, false)
 	if !empty {
 		w.service = e.service(w.project, "web")
 		w.deployment = e.deployment(w.service)
@@ -83,7 +85,7 @@ var bodies = map[string]func(w world, n string) any{
 	"POST /v1/api-tokens":              func(w world, n string) any { return `{"name":"ci"}` },
 	"POST /v1/projects":                func(w world, n string) any { return `{"name":"new` + n + `"}` },
 	"PUT /v1/projects/{id}":            func(w world, n string) any { return `{"name":"` + w.project.Name + `"}` },
-	"POST /v1/projects/{id}/members":   func(w world, n string) any { return `{"user_id":"` + string(w.own.UserID) + `","role":"viewer"}` },
+	"POST /v1/projects/{id}/members":   func(w world, n string) any { return `{"user_id":"` + string(w.stranger.ID) + `","role":"viewer"}` },
 	"POST /v1/services":                func(w world, n string) any { return `{"name":"api","project_id":"` + string(w.project.ID) + `"}` },
 	"PUT /v1/services/{id}":            func(w world, n string) any { return `{"name":"web"}` },
 	"POST /v1/services/{id}/start":     none,

@@ -142,6 +142,14 @@ func update[T any](m IfMatch, read func() (T, int64, error), write func(T, int64
 	}
 }
 
+// Apply says whether an update is rolled out. It is no bool: huma takes false
+// for left out, and would put the default there.
+type Apply struct {
+	Now string `query:"apply" default:"true" enum:"true,false" doc:"Whether what runs is rolled over when the update changes it."`
+}
+
+func (a Apply) apply() bool { return a.Now == "true" }
+
 var uuidShape = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 
 func isID(s string) bool { return uuidShape.MatchString(s) }

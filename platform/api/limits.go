@@ -76,6 +76,10 @@ func (l *limiter) charge(c *call, key string) error {
 	left := b.tokens
 	l.mu.Unlock()
 
+	// Of several limits on one call, the tightest speaks.
+	if told, err := strconv.Atoi(c.header.Get("RateLimit-Remaining")); ok && err == nil && told < int(left) {
+		return nil
+	}
 	c.header.Set("RateLimit-Limit", strconv.Itoa(l.burst))
 	c.header.Set("RateLimit-Remaining", strconv.Itoa(int(left)))
 	c.header.Set("RateLimit-Reset", l.seconds(float64(l.burst)-left))

@@ -49,6 +49,7 @@ type IngressTarget struct {
 
 type node struct {
 	Version       string     `json:"version"`
+	InstanceID    string     `json:"instance_id" doc:"The value of the label denia.instance on what Denia makes in the engine."`
 	Hostname      string     `json:"hostname"`
 	ControlDomain string     `json:"control_domain"`
 	BaseDomain    string     `json:"base_domain"`
@@ -87,7 +88,7 @@ func (a *API) node(ctx context.Context, _ *nothing) (*object[node], error) {
 		a.Log.WarnContext(ctx, "reading the host name failed", "error", err)
 	}
 	n := node{
-		Version: a.Version, Hostname: hostname, ControlDomain: a.ControlDomain, BaseDomain: a.BaseDomain,
+		Version: a.Version, InstanceID: a.Store.InstanceID(), Hostname: hostname, ControlDomain: a.ControlDomain, BaseDomain: a.BaseDomain,
 		OS: runtime.GOOS, Kernel: strings.TrimSpace(proc("sys/kernel/osrelease")), CPUs: runtime.NumCPU(),
 		CPUPct: a.cpu.percent(), Load: parseLoad(proc("loadavg")), Memory: parseMemory(proc("meminfo")),
 		Disk: nodeDisk{Path: a.DataDir}, UptimeS: int64(time.Since(a.started).Seconds()),

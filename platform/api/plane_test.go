@@ -18,6 +18,7 @@ type fakePlane struct {
 	kicked  []platform.ID
 	volumes bool // the last DeleteService asked for them
 	subs    map[chan struct{}]platform.ID
+	panics  bool // Restart does
 }
 
 func newFakePlane(s *store.Store) *fakePlane {
@@ -44,7 +45,8 @@ func (p *fakePlane) Deploy(ctx context.Context, r platform.DeployRequest) (platf
 }
 
 func (p *fakePlane) redeploy(ctx context.Context, id platform.ID, trigger, actor string) (platform.Deployment, error) {
-	return p.Deploy(ctx, platform.DeployRequest{ServiceID: id, Trigger: trigger, Actor: actor})
+	source := &platform.Source{Type: platform.SourceRedeploy}
+	return p.Deploy(ctx, platform.DeployRequest{ServiceID: id, Source: source, Trigger: trigger, Actor: actor})
 }
 
 func (p *fakePlane) Apply(ctx context.Context, id platform.ID, actor string) (platform.Deployment, bool, error) {
@@ -63,6 +65,9 @@ func (p *fakePlane) ApplyProject(_ context.Context, id platform.ID, _ string) er
 }
 
 func (p *fakePlane) Restart(ctx context.Context, id platform.ID, actor string) (platform.Deployment, error) {
+	if p.panics {
+		panic("the fake plane was told to")
+	}
 	return p.redeploy(ctx, id, platform.TriggerAPI, actor)
 }
 

@@ -118,8 +118,8 @@ func (a *API) getProject(ctx context.Context, _ *getProjectInput) (*object[proje
 type putProjectInput struct {
 	ProjectRef
 	IfMatch
-	Apply bool `query:"apply" default:"true" doc:"Whether running services are rolled over to the shares as they are now."`
-	Body  project
+	Apply
+	Body project
 }
 
 // putProject replaces the writable fields, and rolls over the services for
@@ -151,7 +151,7 @@ func (a *API) putProject(ctx context.Context, in *putProjectInput) (*object[proj
 		}
 	}
 	shares := platform.Freeze(before, platform.Service{})
-	if in.Apply && !same(shares, platform.Freeze(p, platform.Service{})) {
+	if in.apply() && !same(shares, platform.Freeze(p, platform.Service{})) {
 		if err := a.Plane.ApplyProject(ctx, p.ID, c.actor); err != nil {
 			return nil, err
 		}

@@ -104,8 +104,8 @@ func (a *API) getService(ctx context.Context, _ *getServiceInput) (*object[servi
 type putServiceInput struct {
 	ServiceRef
 	IfMatch
-	Apply bool `query:"apply" default:"true" doc:"Whether the running release is rolled over when the update changes what runs."`
-	Body  service
+	Apply
+	Body service
 }
 
 type updatedService struct {
@@ -130,7 +130,7 @@ func (a *API) putService(ctx context.Context, in *putServiceInput) (*updatedServ
 		return nil, err
 	}
 	out := &updatedService{ETag: etag(s.Version)}
-	if changed && in.Apply {
+	if changed && in.apply() {
 		d, rolling, err := a.Plane.Apply(ctx, s.ID, c.actor)
 		if err != nil {
 			return nil, err

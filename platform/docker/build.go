@@ -86,7 +86,7 @@ func (e *Engine) Build(ctx context.Context, b platform.Build, log io.Writer) (pl
 		// build of the same service, and of no other.
 		SharedKey: "denia-" + short(e.instance, reference.Path(tag)),
 		Session:   []session.Attachable{buildSecrets(b.Secrets)},
-		Exports:   []bk.ExportEntry{{Type: "moby", Attrs: map[string]string{"name": b.Tag}}},
+		Exports:   []bk.ExportEntry{{Type: "moby", Attrs: map[string]string{"name": b.Tag + "," + e.mark(b.Tag)}}},
 	}
 	var frontendErr error
 	frontend := func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
@@ -205,7 +205,7 @@ func (b bases) ResolveImageConfig(ctx context.Context, ref string, opt sourceres
 	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
 		name = reference.FamiliarString(named)
 	}
-	if strings.HasPrefix(name, tagPrefix) {
+	if ownPrefix.MatchString(name) {
 		return "", "", nil, &baseError{image: name, err: errOwnBase}
 	}
 	resolved, dgst, config, err := b.Client.ResolveImageConfig(ctx, ref, opt)
@@ -223,7 +223,7 @@ func (b bases) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt s
 	if named, err := reference.ParseNormalizedNamed(image); err == nil {
 		image = reference.FamiliarString(named)
 	}
-	if strings.HasPrefix(image, tagPrefix) {
+	if ownPrefix.MatchString(image) {
 		return nil, &baseError{image: image, err: errOwnBase}
 	}
 	meta, err := b.Client.ResolveSourceMetadata(ctx, op, opt)

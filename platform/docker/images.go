@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"errors"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -16,6 +17,19 @@ import (
 
 // tagPrefix is what every tag Denia gives begins with.
 const tagPrefix = "denia/"
+
+// ownPrefix matches names below tagPrefix and below the prefix of any
+// instance's marks.
+var ownPrefix = regexp.MustCompile(`^denia(-[0-9a-f]{8})?/`)
+
+// mark is a second tag beside each tag Denia gives. Tags cannot carry labels,
+// and two Denias may have services of the same name on one engine: the mark
+// says whose the image is, and keeps it when the other moves the tag.
+func (e *Engine) mark(tag string) string {
+	return e.markPrefix() + strings.TrimPrefix(tag, tagPrefix)
+}
+
+func (e *Engine) markPrefix() string { return "denia-" + short(e.instance) + "/" }
 
 // Tag gives the image a further tag; see platform.Images.
 func (e *Engine) Tag(ctx context.Context, digest, tag string) (platform.Artifact, error) {
@@ -35,19 +49,21 @@ func (e *Engine) tag(ctx context.Context, api *client.Client, digest, tag string
 	if err := ownTag(tag); err != nil {
 		return err
 	}
-	err := api.ImageTag(ctx, digest, tag)
-	if cerrdefs.IsNotFound(err) {
-		return imageGone(err, digest)
-	}
-	if err != nil {
-		return e.fail(ctx, err, "tagging %s as %s", digest, tag)
+	for _, name := range []string{e.mark(tag), tag} {
+		err := api.ImageTag(ctx, digest, name)
+		if cerrdefs.IsNotFound(err) {
+			return imageGone(err, digest)
+		}
+		if err != nil {
+			return e.fail(ctx, err, "tagging %s as %s", digest, name)
+		}
 	}
 	return nil
 }
 
-// artifact describes the image behind a tag.
+// artifact describes the image this instance gave the tag.
 func (e *Engine) artifact(ctx context.Context, api *client.Client, tag string) (platform.Artifact, error) {
-	found, err := api.ImageInspect(ctx, tag)
+	found, err := api.ImageInspect(ctx, e.mark(tag))
 	if cerrdefs.IsNotFound(err) {
 		return platform.Artifact{}, imageGone(err, tag)
 	}
@@ -57,7 +73,7 @@ func (e *Engine) artifact(ctx context.Context, api *client.Client, tag string) (
 	return platform.Artifact{Image: tag, Digest: found.ID, SizeBytes: found.Size}, nil
 }
 
-// Tags lists the tags below denia/, sorted.
+// Tags lists the tags this instance gave, sorted.
 func (e *Engine) Tags(ctx context.Context) ([]string, error) {
 	ctx, cancel := bounded(ctx, callTimeout)
 	defer cancel()
@@ -66,7 +82,8 @@ func (e *Engine) Tags(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	images, err := api.ImageList(ctx, image.ListOptions{
-		Filters: filters.NewArgs(filters.Arg("reference", tagPrefix+"*/*"), filters.Arg("reference", tagPrefix+"*")),
+		Filters: filters.NewArgs(
+			filters.Arg("reference", e.markPrefix()+"*"), filters.Arg("reference", e.markPrefix()+"*/*")),
 	})
 	if err != nil {
 		return nil, e.fail(ctx, err, "listing images")
@@ -74,8 +91,8 @@ func (e *Engine) Tags(ctx context.Context) ([]string, error) {
 	tags := []string{}
 	for _, i := range images {
 		for _, tag := range i.RepoTags {
-			if strings.HasPrefix(tag, tagPrefix) {
-				tags = append(tags, tag)
+			if name, ours := strings.CutPrefix(tag, e.markPrefix()); ours {
+				tags = append(tags, tagPrefix+name)
 			}
 		}
 	}
@@ -83,9 +100,9 @@ func (e *Engine) Tags(ctx context.Context) ([]string, error) {
 	return slices.Compact(tags), nil
 }
 
-// Remove takes a tag away, and the image with its last. It fails with
-// Conflict, code image_in_use, while a container was made from the image and
-// this is its last tag.
+// Remove takes a tag of this instance away, and the image with its last. It
+// fails with Conflict, code image_in_use, while a container was made from the
+// image and this is its last tag.
 func (e *Engine) Remove(ctx context.Context, tag string) error {
 	ctx, cancel := bounded(ctx, startTimeout)
 	defer cancel()
@@ -96,14 +113,30 @@ func (e *Engine) Remove(ctx context.Context, tag string) error {
 	if err != nil {
 		return err
 	}
-	_, err = api.ImageRemove(ctx, tag, image.RemoveOptions{PruneChildren: true})
-	switch {
-	case err == nil, cerrdefs.IsNotFound(err):
+	marked, err := api.ImageInspect(ctx, e.mark(tag))
+	if cerrdefs.IsNotFound(err) {
 		return nil
-	case cerrdefs.IsConflict(err):
-		return platform.Wrap(err, platform.Conflict, "image_in_use", "a container still uses the image %s", tag)
 	}
-	return e.fail(ctx, err, "removing image %s", tag)
+	if err != nil {
+		return e.fail(ctx, err, "looking at image %s", tag)
+	}
+	names := []string{e.mark(tag)}
+	// The mark goes last: while it is there, a removal that was cut short is
+	// taken up again. The tag may by now be another instance's.
+	if slices.Contains(marked.RepoTags, tag) {
+		names = []string{tag, e.mark(tag)}
+	}
+	for _, name := range names {
+		_, err = api.ImageRemove(ctx, name, image.RemoveOptions{PruneChildren: true})
+		switch {
+		case err == nil, cerrdefs.IsNotFound(err):
+		case cerrdefs.IsConflict(err):
+			return platform.Wrap(err, platform.Conflict, "image_in_use", "a container still uses the image %s", tag)
+		default:
+			return e.fail(ctx, err, "removing image %s", name)
+		}
+	}
+	return nil
 }
 
 // ownTag refuses to touch a tag that is not Denia's.

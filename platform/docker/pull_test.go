@@ -208,7 +208,7 @@ func TestTags(t *testing.T) {
 		}
 		return slices.Contains(tags, tag)
 	}
-	if !has(prefix+":1") || !has(appImage.Image) {
+	if !has(prefix + ":1") {
 		t.Error("a tag is not listed")
 	}
 	_, err = e.Tag(t.Context(), "sha256:"+strings.Repeat("0", 64), prefix+":2")
@@ -218,8 +218,14 @@ func TestTags(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if has(prefix+":1") || !has(appImage.Image) {
-		t.Error("removing a tag removed another, or not itself")
+	if has(prefix + ":1") {
+		t.Error("a removed tag is still listed")
+	}
+	if _, err := engine.ImageInspect(t.Context(), prefix+":1"); err == nil {
+		t.Error("a removed tag is still there")
+	}
+	if _, err := engine.ImageInspect(t.Context(), appImage.Image); err != nil {
+		t.Errorf("removing a tag removed another: %v", err)
 	}
 	if err := e.Remove(t.Context(), busybox); err == nil {
 		t.Error("a tag that is not Denia's was removed")
@@ -241,5 +247,43 @@ func TestTags(t *testing.T) {
 	}
 	if _, err := engine.ImageInspect(t.Context(), last.Digest); err == nil {
 		t.Error("the image outlives its last tag")
+	}
+}
+
+func TestTagsBelongToAnInstance(t *testing.T) {
+	a, b := open(t), open(t)
+	tag := "denia/" + run + "/shared:1"
+	first, log, err := build(t, a, map[string]string{"Dockerfile": "FROM BASE\nRUN echo UNIQUE > /first\n"},
+		func(b *platform.Build) { b.Tag = tag })
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	if tags, err := b.Tags(t.Context()); err != nil || len(tags) != 0 {
+		t.Errorf("another instance lists %v, %v", tags, err)
+	}
+	if err := b.Remove(t.Context(), tag); err != nil {
+		t.Error(err)
+	}
+	if again, err := a.Tag(t.Context(), first.Digest, tag); err != nil || again != first {
+		t.Errorf("after another instance removed its tag of that name: %+v, %v", again, err)
+	}
+	// The other instance comes to use the same tag.
+	if _, err := b.Tag(t.Context(), appImage.Digest, tag); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := engine.ImageInspect(t.Context(), first.Digest); err != nil {
+		t.Errorf("the image went with its tag: %v", err)
+	}
+	if err := a.Remove(t.Context(), tag); err != nil {
+		t.Error(err)
+	}
+	if _, err := engine.ImageInspect(t.Context(), first.Digest); err == nil {
+		t.Error("the image outlives its last tag")
+	}
+	if found, err := engine.ImageInspect(t.Context(), tag); err != nil || found.ID != appImage.Digest {
+		t.Errorf("the other instance's tag: %+v, %v", found.ID, err)
+	}
+	if err := b.Remove(t.Context(), tag); err != nil {
+		t.Error(err)
 	}
 }

@@ -72,14 +72,13 @@ func (e *Engine) inspect(ctx context.Context, api *client.Client, id string) (r 
 	}
 	labels := c.Config.Labels
 	r = platform.Replica{
-		ID:         c.ID,
-		ServiceID:  platform.ID(labels[labelService]),
-		ProjectID:  platform.ID(labels[labelProject]),
-		ReleaseID:  platform.ID(labels[labelRelease]),
-		Label:      replicaLabel(labels),
-		OOMKilled:  c.State.OOMKilled,
-		StartedAt:  engineTime(c.State.StartedAt),
-		FinishedAt: engineTime(c.State.FinishedAt),
+		ID:        c.ID,
+		ServiceID: platform.ID(labels[labelService]),
+		ProjectID: platform.ID(labels[labelProject]),
+		ReleaseID: platform.ID(labels[labelRelease]),
+		Label:     replicaLabel(labels),
+		OOMKilled: c.State.OOMKilled,
+		StartedAt: engineTime(c.State.StartedAt),
 	}
 	r.Index, _ = strconv.Atoi(labels[labelIndex])
 	if c.State.Error != "" {
@@ -99,6 +98,12 @@ func (e *Engine) inspect(ctx context.Context, api *client.Client, id string) (r 
 	default:
 		r.State = platform.ReplicaExited
 		r.ExitCode = c.State.ExitCode
+		// The engine notes the start of a process when it gets round to it,
+		// which may be after a short one has ended.
+		r.FinishedAt = engineTime(c.State.FinishedAt)
+		if r.FinishedAt.Before(r.StartedAt) {
+			r.FinishedAt = r.StartedAt
+		}
 	}
 	return r, true, nil
 }

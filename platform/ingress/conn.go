@@ -14,14 +14,25 @@ type conn struct {
 	net.Conn
 	upstream *upstream
 	sent     atomic.Int64 // bytes given to the kernel
+	received atomic.Int64
+	reset    atomic.Bool
 	accepted atomic.Int64 // 1 + the bytes the peer's kernel had taken when it closed; 0: not known
 }
 
+// traffic is how much has gone over a connection, in bytes.
+type traffic struct{ sent, received int64 }
+
+func (c *conn) traffic() traffic { return traffic{c.sent.Load(), c.received.Load()} }
+
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
+	c.received.Add(int64(n))
 	if err != nil {
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF):
 			c.peerClosed()
+		case errors.Is(err, syscall.ECONNRESET):
+			c.reset.Store(true)
 		}
 		if !errors.Is(err, net.ErrClosed) {
 			c.upstream.wake()
@@ -38,8 +49,12 @@ func (c *conn) Write(b []byte) (int, error) {
 	if n < len(b) {
 		c.sent.Add(int64(n - len(b)))
 	}
-	if errors.Is(err, syscall.EPIPE) {
+	switch {
+	case err == nil:
+	case errors.Is(err, syscall.EPIPE):
 		c.peerClosed()
+	case errors.Is(err, syscall.ECONNRESET):
+		c.reset.Store(true)
 	}
 	return n, err
 }
@@ -72,4 +87,11 @@ func (c *conn) untouchedSince(sent int64) bool {
 	accepted := c.accepted.Load()
 	// The kernel's count begins with the SYN, which is one.
 	return accepted > 0 && accepted-1 <= sent+1
+}
+
+// resetSince tells whether the peer has reset the connection and sent nothing
+// before it did. A kernel resets, rather than closes, the connections of a
+// process that ends with bytes of theirs unread.
+func (c *conn) resetSince(before traffic) bool {
+	return c.reset.Load() && c.received.Load() == before.received
 }

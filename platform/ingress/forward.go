@@ -24,11 +24,11 @@ var longAgo = time.Unix(1, 0)
 
 // attempt follows one request through the transport.
 type attempt struct {
-	x     *exchange
-	trace httptrace.ClientTrace
-	conn  *conn // the connection the request was given, nil before
-	sent  int64 // what had been sent over it before
-	wrote atomic.Bool
+	x      *exchange
+	trace  httptrace.ClientTrace
+	conn   *conn   // the connection the request was given, nil before
+	before traffic // what had gone over it before
+	wrote  atomic.Bool
 
 	mu       sync.Mutex // guards answered, and the client's header until then
 	answered bool
@@ -75,7 +75,8 @@ func (x *exchange) forward(u *upstream) *failure {
 		case multiplexed:
 			failed.unsent = !a.wrote.Load()
 		default:
-			failed.unsent = a.conn.untouchedSince(a.sent)
+			failed.unsent = a.conn.untouchedSince(a.before.sent)
+			failed.unread = a.conn.resetSince(a.before)
 		}
 		return failed
 	}
@@ -105,7 +106,7 @@ func (x *exchange) outgoing(u *upstream, ctx context.Context, view *bodyView) *h
 
 func (a *attempt) gotConn(info httptrace.GotConnInfo) {
 	if c, ok := info.Conn.(*conn); ok {
-		a.conn, a.sent = c, c.sent.Load()
+		a.conn, a.before = c, c.traffic()
 	}
 }
 
@@ -149,6 +150,10 @@ func (x *exchange) respond(u *upstream, res *http.Response) {
 	announced := len(res.Trailer)
 	for name := range res.Trailer {
 		h.Add("Trailer", name)
+	}
+	if announced > 0 && x.r.ProtoMajor == 1 {
+		// HTTP/2 has both a length and trailers, HTTP/1.1 either.
+		delete(h, "Content-Length")
 	}
 	x.w.WriteHeader(res.StatusCode)
 	if res.Body == http.NoBody {

@@ -199,10 +199,11 @@ func newBackend(t testing.TB, handler http.HandlerFunc) *backend {
 func startBackend(t testing.TB, addr string, handler http.HandlerFunc) *backend {
 	t.Helper()
 	b := &backend{conns: map[net.Conn]bool{}}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
-	mux.HandleFunc("/", handler)
-	b.Server = httptest.NewUnstartedServer(mux)
+	b.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/health" {
+			handler(w, r)
+		}
+	}))
 	var l net.Listener
 	eventually(t, "the address is free", func() (ok bool) {
 		var err error

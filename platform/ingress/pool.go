@@ -34,7 +34,6 @@ type view struct {
 	removed    bool
 	stopped    bool
 	undeployed bool
-	replay     bool
 	targets    []*upstream // that may be given a request
 	changed    chan struct{}
 }
@@ -217,7 +216,6 @@ func (p *pool) publish() {
 		removed:    p.removed,
 		stopped:    p.spec.Stopped,
 		undeployed: p.spec.Undeployed,
-		replay:     p.spec.Replay,
 		changed:    make(chan struct{}),
 	}
 	if !p.removed && !p.closed {

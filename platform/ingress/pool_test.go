@@ -358,26 +358,6 @@ func TestCrashOfTheOnlyReplicaFailsNoGET(t *testing.T) {
 	}
 }
 
-func TestReplayLetsPOSTsSurviveCrashes(t *testing.T) {
-	w := newWorld(t, ingress.Options{})
-	a := newBackend(t, echo)
-	spec := w.spec(target("a", a.URL))
-	spec.Replay = true
-	w.Configure(spec)
-	stop := make(chan struct{})
-	failures, served := w.load(stop, http.MethodPost)
-	for range 5 {
-		before := served.Load()
-		eventually(t, "traffic flows", func() bool { return served.Load() > before+50 })
-		a.kill()
-		a = startBackend(t, a.Listener.Addr().String(), echo)
-	}
-	close(stop)
-	if f := failures(); len(f) > 0 {
-		t.Errorf("%d of %d requests failed, the first: %s", len(f), served.Load(), f[0])
-	}
-}
-
 func TestConfigureIsIdempotent(t *testing.T) {
 	var probes atomic.Int32
 	b := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -30,6 +30,7 @@ type failure struct {
 	err    error
 	view   *bodyView // what the attempt read, nil for nothing
 	unsent bool      // surely nothing of the request reached the replica
+	unread bool      // some of the request was never read by the replica
 	final  bool      // another attempt would fail the same way
 }
 
@@ -75,13 +76,17 @@ func (x *exchange) serve() {
 			broken++
 		}
 		switch {
+		case u.ended.Load() && x.body.failure() != nil:
+			// The read was ended here, because u was cut, not by the client.
+			x.refuse(refuseBroken(x.pool.name(), false))
 		case ctx.Err() != nil:
 			x.refuse(refuseGone)
 		case x.body.failure() != nil:
 			x.refuse(refuseBodyError(x.body.failure()))
-		case failed.final || !x.body.replayable(failed.view) || broken > maxBroken || !failed.unsent && !x.repeatable():
+		case failed.final || !x.body.replayable(failed.view) || broken > maxBroken || !failed.unsent && !x.repeatable(u, failed):
 			x.in.options.Log.Warn("a replica did not answer", "service", x.pool.name(), "replica", u.target.ID,
 				"method", x.r.Method, "error", failed.err, "request_id", x.id)
+			println("ZZ", x.r.Method, failed.unread, failed.unsent, failed.final, broken, failed.err.Error())
 			x.refuse(refuseBroken(x.pool.name(), broken > 1))
 		case attempts >= maxAttempts || wait.left() <= 0:
 			x.refuse(refuseTimeout(x.pool.name(), wait.total))
@@ -103,10 +108,11 @@ func (x *exchange) attempt(u *upstream) *failure {
 	return x.forward(u)
 }
 
-// repeatable tells whether the request may be sent again although it may have
-// reached a replica.
-func (x *exchange) repeatable() bool {
-	return idempotent(x.r) || x.pool.view.Load().replay
+// repeatable tells whether a request that may have reached u may be sent again:
+// where the method says so, and where u has died before it had read all of it.
+// What was read in part only is no request yet (RFC 9112 §8).
+func (x *exchange) repeatable(u *upstream, failed *failure) bool {
+	return idempotent(x.r) || failed.unread && u.isDead()
 }
 
 func refuseBodyError(err error) *refusal {

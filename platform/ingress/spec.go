@@ -49,12 +49,6 @@ type PoolSpec struct {
 	Stopped    bool
 	Undeployed bool
 
-	// Replay lets a request that may already have reached a replica be sent
-	// again whatever its method is, when the replica broke off before any
-	// byte of an answer and the body is at most MaxReplayBody. Such a request
-	// may take effect twice: only for a service that says it can stand that.
-	Replay bool
-
 	// DrainTimeout is how long the requests in flight on a target that is
 	// taken away may still run; then they are cut. 0 cuts at once.
 	DrainTimeout time.Duration

@@ -2,10 +2,12 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/denia-paas/denia/platform"
@@ -197,6 +199,25 @@ func (u *upstream) dial() (*conn, error) {
 		return nil, &dialError{net.ErrClosed}
 	}
 	return c, nil
+}
+
+// dyingFor is how long after its first connection was reset a replica that was
+// killed may still seem to accept others: the kernel closes what a process had
+// open one after the other, and in no order that could be relied on.
+const dyingFor = 50 * time.Millisecond
+
+// isDead tells whether nobody listens at u, after a connection was reset.
+func (u *upstream) isDead() bool {
+	c, err := u.dial()
+	if err != nil {
+		return true
+	}
+	defer c.Close()
+	// A connection that nobody has accepted yet is reset with its listener. A
+	// replica that lives waits for a request.
+	_ = c.SetReadDeadline(time.Now().Add(dyingFor))
+	_, err = c.Read(make([]byte, 1))
+	return errors.Is(err, syscall.ECONNRESET)
 }
 
 // end closes every connection to u; what is in flight fails.

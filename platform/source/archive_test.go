@@ -381,7 +381,7 @@ func TestLimits(t *testing.T) {
 		"directories in between, ok": {deep, source.Limits{Entries: 6}, ""},
 		"global headers count":       {global, source.Limits{Entries: 3}, "too_many_entries"},
 		"global headers":             {global, source.Limits{Entries: 4}, ""},
-		"paths that take long":       {pack(t, steps...), source.Limits{Entries: 1999}, "too_many_entries"},
+		"paths that take long":       {pack(t, steps...), source.Limits{Entries: 2200}, "too_many_entries"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tc.code != "" {

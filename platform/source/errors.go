@@ -69,9 +69,8 @@ func diskError(err error, path string, written int64, doing string) error {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	free := ""
-	var stat syscall.Statfs_t
-	if syscall.Statfs(filepath.Dir(path), &stat) == nil {
-		free = fmt.Sprintf(", %s are free", size(int64(stat.Bavail)*stat.Bsize))
+	if n, ok := freeBytes(filepath.Dir(path)); ok {
+		free = fmt.Sprintf(", %s are free", size(n))
 	}
 	return platform.Wrap(fmt.Errorf("%s: %w", doing, err), platform.Unavailable, "disk_full",
 		"the server's disk is full: %s were written%s; free some space on it and try again", size(written), free)

@@ -39,13 +39,14 @@ func (s *Store) CreateDeployment(ctx context.Context, deployment platform.Deploy
 			return err
 		}
 		number, _, err := one(ctx, tx, func(r row) (n int64, err error) { return n, r.Scan(&n) },
-			`INSERT INTO deployments (id, service_id, number, status, origin, actor, source, config, secrets, phases, cancel_requested, created_at, needs_build)
-			SELECT CAST($1 AS TEXT), CAST($2 AS TEXT), COALESCE(MAX(number), 0) + 1, 'pending', CAST($3 AS TEXT), CAST($4 AS TEXT),
-				CAST($5 AS TEXT), CAST($6 AS TEXT), CAST($7 AS BYTEA), CAST($8 AS TEXT), FALSE, CAST($9 AS BIGINT), CAST($10 AS BOOLEAN)
-			FROM deployments WHERE service_id = $2 RETURNING number`,
-			deployment.ID, deployment.ServiceID, deployment.Trigger, deployment.Actor,
-			doc.source, doc.config, doc.secrets, doc.phases, deployment.CreatedAt, deployment.Source.Type != platform.SourceRedeploy)
+			`SELECT COALESCE(MAX(number), 0) + 1 FROM deployments WHERE service_id = $1`, deployment.ServiceID)
 		if err != nil {
+			return err
+		}
+		if _, err := tx.exec(ctx, `INSERT INTO deployments (id, service_id, number, status, origin, actor, source, config, secrets, phases, needs_build, cancel_requested, created_at)
+			VALUES ($1, $2, $3, 'pending', $4, $5, $6, $7, $8, $9, $10, FALSE, $11)`,
+			deployment.ID, deployment.ServiceID, number, deployment.Trigger, deployment.Actor,
+			doc.source, doc.config, doc.secrets, doc.phases, deployment.Source.Type != platform.SourceRedeploy, deployment.CreatedAt); err != nil {
 			return err
 		}
 		if upload := deployment.Source.UploadID; deployment.Source.Type == platform.SourceUpload && upload != "" {

@@ -3,12 +3,17 @@ package store_test
 import (
 	"bytes"
 	"context"
+	"io"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/denia-paas/denia/internal/testpg"
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/store"
 )
@@ -127,11 +132,13 @@ func TestOpen_SQLiteFilesArePrivate(t *testing.T) {
 	for _, file := range files {
 		equal(t, "mode of "+file.Name(), get(file.Info()).or(t).Mode().Perm(), 0o600)
 	}
-	var mode, synchronous string
+	var mode string
 	db := raw(t, "sqlite:file:"+strings.NewReplacer("?", "%3f", "#", "%23", "%", "%25").Replace(path))
 	ok(t, db.QueryRow(`PRAGMA journal_mode`).Scan(&mode))
-	ok(t, db.QueryRow(`PRAGMA synchronous`).Scan(&synchronous))
 	equal(t, "journal mode", mode, "wal")
+	ok(t, db.Close())
+	ok(t, s.Close())
+	equal(t, "number of files after Close", len(get(os.ReadDir(filepath.Dir(path))).or(t)), 1)
 }
 
 func TestOpen_EndsWithItsContext(t *testing.T) {
@@ -157,6 +164,80 @@ func TestStore_MethodsEndWithTheirContext(t *testing.T) {
 		_, err := s.ProjectByName(t.Context(), "late")
 		notFound(t, err)
 	})
+}
+
+// relay passes connections on to a server until it is cut.
+type relay struct {
+	listener net.Listener
+	to       func() (net.Conn, error)
+	mu       sync.Mutex
+	conns    []net.Conn
+	wg       sync.WaitGroup
+}
+
+func newRelay(t *testing.T, address string, to func() (net.Conn, error)) *relay {
+	t.Helper()
+	r := &relay{listener: get(net.Listen("tcp", address)).or(t), to: to}
+	r.wg.Go(func() {
+		for {
+			from, err := r.listener.Accept()
+			if err != nil {
+				return
+			}
+			server, err := r.to()
+			if err != nil {
+				from.Close()
+				continue
+			}
+			r.mu.Lock()
+			r.conns = append(r.conns, from, server)
+			r.mu.Unlock()
+			for _, way := range [][2]net.Conn{{from, server}, {server, from}} {
+				r.wg.Go(func() {
+					_, _ = io.Copy(way[0], way[1]) // ends with either side
+					way[0].Close()
+				})
+			}
+		}
+	})
+	t.Cleanup(r.cut)
+	return r
+}
+
+func (r *relay) cut() {
+	r.listener.Close()
+	r.mu.Lock()
+	for _, conn := range r.conns {
+		conn.Close()
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
+}
+
+func TestPostgres_ComesBack(t *testing.T) {
+	checkGoroutines(t)
+	address := get(url.Parse(testpg.Start(t))).or(t)
+	query := address.Query()
+	network, server := "tcp", address.Host
+	if server == "" {
+		network, server = "unix", filepath.Join(query.Get("host"), ".s.PGSQL.5432")
+	}
+	dial := func() (net.Conn, error) { return net.Dial(network, server) }
+	first := newRelay(t, "127.0.0.1:0", dial)
+	query.Del("host")
+	address.Host, address.RawQuery = first.listener.Addr().String(), query.Encode()
+	s := open(t, address.String())
+	p := defaultProject(t, s)
+
+	first.cut()
+	_, err := s.Project(t.Context(), p.ID)
+	fails(t, err, platform.Unavailable, "database_unavailable")
+	_, err = s.CreateProject(t.Context(), platform.ProjectSpec{Name: "late"})
+	fails(t, err, platform.Unavailable, "database_unavailable")
+
+	newRelay(t, first.listener.Addr().String(), dial)
+	project(t, s, "late")
+	equal(t, "project", get(s.Project(t.Context(), p.ID)).or(t).ID, p.ID)
 }
 
 func TestNewID_SortsByTime(t *testing.T) {

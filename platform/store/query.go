@@ -3,9 +3,12 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -36,6 +39,12 @@ func (s *Store) single() tx { return tx{q: s.writes, now: now()} }
 // runs meanwhile, in this process or any other, so what fn reads stays true
 // until it commits. fn must not use the Store itself.
 func (s *Store) write(ctx context.Context, fn func(tx) error) error {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for other writers: %w", context.Cause(ctx))
+	}
 	t, err := s.writes.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("beginning transaction: %w", err)
@@ -43,7 +52,7 @@ func (s *Store) write(ctx context.Context, fn func(tx) error) error {
 	defer func() { _ = t.Rollback() }() // does nothing after a commit
 	if s.exclusive != "" {
 		if _, err := t.ExecContext(ctx, s.exclusive); err != nil {
-			return fmt.Errorf("waiting for other writers: %w", err)
+			return fmt.Errorf("waiting for writers of other processes: %w", err)
 		}
 	}
 	if err := fn(tx{q: t, now: now()}); err != nil {
@@ -250,15 +259,59 @@ func explain(err *error, doing string, args ...any) {
 		return
 	}
 	*err = fmt.Errorf("%s: %w", fmt.Sprintf(doing, args...), *err)
-	if _, ok := errors.AsType[*pgconn.ConnectError](*err); ok {
-		*err = platform.Wrap(*err, platform.Unavailable, "database_unavailable", "the database cannot be reached, try again later")
+	if errors.Is(*err, context.Canceled) || errors.Is(*err, context.DeadlineExceeded) {
+		return // the caller's own doing, whatever it looks like further down
 	}
-	if e, ok := errors.AsType[*sqlite.Error](*err); ok {
-		switch e.Code() & 0xff {
-		case sqlite3.SQLITE_BUSY:
-			*err = platform.Wrap(*err, platform.Unavailable, "database_busy", "the database is busy, try again later")
-		case sqlite3.SQLITE_FULL:
-			*err = platform.Wrap(*err, platform.Unavailable, "disk_full", "the disk that holds the database is full: free some space, then try again")
-		}
+	switch trouble(*err) {
+	case unreachable:
+		*err = platform.Wrap(*err, platform.Unavailable, "database_unavailable", "the database cannot be reached: try again later")
+	case busy:
+		*err = platform.Wrap(*err, platform.Unavailable, "database_busy", "the database is busy: try again later")
+	case full:
+		*err = platform.Wrap(*err, platform.Unavailable, "disk_full", "the disk that holds the database is full: free some space, then try again")
 	}
 }
+
+// What can stand in the way of any statement.
+const (
+	unreachable = iota + 1
+	busy
+	full
+)
+
+func trouble(err error) int {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
+		switch e.Code() & 0xff { // the rest says more than is needed
+		case sqlite3.SQLITE_BUSY:
+			return busy
+		case sqlite3.SQLITE_FULL:
+			return full
+		}
+		return 0
+	}
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		switch {
+		case e.Code == pgDiskFull:
+			return full
+		case e.Code == pgTooManyConnections:
+			return busy
+		case strings.HasPrefix(e.Code, pgShutdown):
+			return unreachable
+		}
+		return 0
+	}
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return unreachable
+	}
+	if _, ok := errors.AsType[net.Error](err); ok || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, driver.ErrBadConn) {
+		return unreachable
+	}
+	return 0
+}
+
+// SQLSTATEs, see PostgreSQL's appendix A.
+const (
+	pgDiskFull           = "53100"
+	pgTooManyConnections = "53300"
+	pgShutdown           = "57P0" // by an operator, by a crash, or not started yet
+)

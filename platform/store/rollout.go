@@ -124,7 +124,8 @@ func (s *Store) Advance(ctx context.Context, id platform.ID, from, to platform.S
 }
 
 // Promote makes a starting deployment its service's active release: it becomes
-// healthy, the one before it, whose id is returned, inactive.
+// healthy and its phases end, the one before it, whose id is returned, becomes
+// inactive.
 //
 // Conflict "status_changed" when the deployment is not starting,
 // "cancel_requested" when somebody has asked to cancel it: a cancel that was
@@ -147,7 +148,16 @@ func (s *Store) Promote(ctx context.Context, id platform.ID) (d platform.Deploym
 		if err != nil {
 			return err
 		}
-		if _, err := tx.exec(ctx, `UPDATE deployments SET status = 'healthy', finished_at = $1 WHERE id = $2`, tx.now, id); err != nil {
+		for i := range d.Phases {
+			if d.Phases[i].FinishedAt == nil {
+				d.Phases[i].FinishedAt = &tx.now
+			}
+		}
+		phases, err := encodePhases(d.Phases)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.exec(ctx, `UPDATE deployments SET status = 'healthy', phases = $1, finished_at = $2 WHERE id = $3`, phases, tx.now, id); err != nil {
 			return err
 		}
 		if _, err := tx.exec(ctx, `UPDATE services SET active_deployment_id = $1 WHERE id = $2`, id, d.ServiceID); err != nil {

@@ -62,6 +62,53 @@ func TestClaimBuild_OldestFirstOneAService(t *testing.T) {
 	})
 }
 
+func TestClaimBuild_LeavesRedeploymentsAlone(t *testing.T) {
+	onEach(t, func(t *testing.T, s *store.Store) {
+		v := anyService(t, s)
+		live := release(t, s, v.ID)
+		again := pending(v.ID)
+		again.Source = platform.Source{Type: platform.SourceRedeploy, DeploymentID: live.ID}
+		d, _ := get2(s.CreateDeployment(t.Context(), again)).or(t)
+		_, found := get2(s.ClaimBuild(t.Context())).or(t)
+		equal(t, "found", found, false)
+		d = get(s.Advance(t.Context(), d.ID, platform.Pending, platform.Starting, nil)).or(t)
+		if d.StartedAt == nil {
+			t.Error("it has no start")
+		}
+	})
+}
+
+func TestRefreeze_ChangesWhatHasNotStarted(t *testing.T) {
+	onEach(t, func(t *testing.T, s *store.Store) {
+		v := anyService(t, s)
+		config := platform.ReleaseConfig{RunSpec: platform.RunSpec{Port: 9, SecretEnv: platform.Env{"A": "new"}}}
+		refreeze := func(want platform.ID) {
+			t.Helper()
+			d, found := get2(s.Refreeze(t.Context(), v.ID, config)).or(t)
+			equal(t, "found", found, want != "")
+			equal(t, "refrozen", d.ID, want)
+			if found {
+				stored := get(s.Deployment(t.Context(), want)).or(t)
+				same(t, "config", *stored.Config, config)
+				same(t, "returned", d, stored)
+			}
+		}
+		refreeze("")
+		live := release(t, s, v.ID)
+		refreeze("")
+		waiting := deploy(t, s, v.ID)
+		refreeze(waiting.ID)
+		get(s.Advance(t.Context(), waiting.ID, platform.Pending, platform.Building, nil)).or(t)
+		refreeze(waiting.ID)
+		back := pending(v.ID)
+		back.Source = platform.Source{Type: platform.SourceRedeploy, DeploymentID: live.ID}
+		get2(s.CreateDeployment(t.Context(), back)).or(t)
+		refreeze(waiting.ID) // a roll-back keeps its configuration
+		get(s.RequestCancel(t.Context(), waiting.ID)).or(t)
+		refreeze("")
+	})
+}
+
 func TestAdvance(t *testing.T) {
 	onEach(t, func(t *testing.T, s *store.Store) {
 		v := anyService(t, s)

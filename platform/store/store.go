@@ -47,8 +47,9 @@ type Store struct {
 	log          *slog.Logger
 	reads        *sql.DB
 	writes       *sql.DB
-	exclusive    string // statement that makes a transaction the only writing one; empty when Begin does
-	release      func() // frees what the two handles do not own
+	turn         chan struct{} // holds a token while a transaction writes: waiting takes no connection from readers
+	exclusive    string        // statement that also keeps other processes from writing; empty when Begin does
+	release      func()        // frees what the two handles do not own
 	instance     string
 	seal, unseal func([]byte) ([]byte, error)
 }
@@ -65,7 +66,7 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	if o.Log == nil || o.Seal == nil || o.Unseal == nil {
 		return nil, errors.New("opening database: Options.Log, Seal and Unseal are required")
 	}
-	s := &Store{log: o.Log, seal: o.Seal, unseal: o.Unseal, release: func() {}}
+	s := &Store{log: o.Log, turn: make(chan struct{}, 1), seal: o.Seal, unseal: o.Unseal, release: func() {}}
 	var err error
 	switch path, isSQLite := strings.CutPrefix(dsn, "sqlite:"); {
 	case isSQLite && path != "":

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"log/slog"
 	"sync"
@@ -21,10 +20,6 @@ const (
 	// does not end by itself.
 	quiet      = 500 * time.Millisecond
 	drainLimit = 5 * time.Second
-
-	// disorder is how far the times of lines may run against their order in
-	// the engine's log: it stamps stdout and stderr apart, then queues them.
-	disorder = time.Second
 )
 
 // OpenFunc opens the output of a replica from since on, the zero time for all
@@ -62,6 +57,7 @@ type collection struct {
 	done     chan struct{}
 
 	stop sync.Once
+	tail tail // used by run only
 }
 
 // NewCollector returns a Collector that appends to logs and owns what it
@@ -154,8 +150,8 @@ func (w *collection) drain() {
 func (c *Collector) run(w *collection) {
 	delay := firstDelay
 	for {
-		read, err := c.collect(w)
-		if read {
+		news, err := c.collect(w)
+		if news {
 			delay = firstDelay
 		}
 		ended := errors.Is(err, io.EOF)
@@ -200,13 +196,15 @@ func (w *collection) wait(d time.Duration) (stopping bool) {
 	}
 }
 
-// collect copies the output until it ends, io.EOF, or fails. read tells that
-// something came.
-func (c *Collector) collect(w *collection) (read bool, err error) {
-	seen, err := c.logs.recent(w.key, w.label)
-	if err != nil {
-		return false, err
+// collect copies the output until it ends, io.EOF, or fails. news tells that
+// something came that was not in the log yet.
+func (c *Collector) collect(w *collection) (news bool, err error) {
+	if !w.tail.known {
+		if w.tail, err = c.logs.tail(w.key, w.label); err != nil {
+			return false, err
+		}
 	}
+	seen := w.tail.overlap()
 	reader, err := c.open(w.ctx, w.replica, seen.since)
 	if err != nil {
 		return false, fmt.Errorf("opening output: %w", err)
@@ -221,17 +219,18 @@ func (c *Collector) collect(w *collection) (read bool, err error) {
 		line, err := reader.Next()
 		if err != nil {
 			if errors.Is(err, io.EOF) {
-				return read, io.EOF
+				return news, io.EOF
 			}
-			return read, fmt.Errorf("reading output: %w", err)
+			return news, fmt.Errorf("reading output: %w", err)
 		}
-		read = true
 		line.Replica = w.label
-		fresh := seen.without(line)
-		if len(fresh) > 0 {
+		if fresh := seen.without(line); len(fresh) > 0 {
 			if err := c.logs.Append(w.key, fresh...); err != nil {
-				return read, err
+				w.tail = tail{} // some of it may have been kept
+				return news, err
 			}
+			news = true
+			w.tail.add(fresh)
 		}
 		notify(w.progress)
 	}
@@ -242,70 +241,4 @@ func notify(ch chan struct{}) {
 	case ch <- struct{}{}:
 	default:
 	}
-}
-
-// overlap is the end of what a log has of a replica: the lines that the engine
-// gives again when it is asked for everything since.
-type overlap struct {
-	since time.Time    // zero: the log has nothing
-	last  int64        // the newest line's time, ns
-	kept  map[kept]int // how many of each
-}
-
-type kept struct {
-	ts     int64
-	stream byte
-	line   uint64 // hash
-}
-
-var seed = maphash.MakeSeed()
-
-// recent finds what the log of key has of the replica around its last line.
-func (l *Logs) recent(key, replica string) (*overlap, error) {
-	replica = label(replica)
-	o := &overlap{kept: map[kept]int{}}
-	any := false
-	err := l.with(key, func(k *keyLog) error {
-		return k.backwards(func(r record, _ int64) bool {
-			if string(r.replica) != replica {
-				return true
-			}
-			if !any || r.ts > o.last {
-				any, o.last = true, r.ts
-			}
-			// Everything before a line that is older than this is older than
-			// since.
-			if r.ts < o.last-2*int64(disorder) {
-				return false
-			}
-			o.kept[kept{r.ts, r.stream, maphash.Bytes(seed, r.line)}]++
-			return true
-		})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("finding where to go on: %w", err)
-	}
-	if any {
-		o.since = time.Unix(0, o.last-int64(disorder)).UTC()
-	}
-	return o, nil
-}
-
-// without returns as which lines l is still to be kept. It takes what it finds
-// kept out of the account, so that equal lines are counted, not merged.
-func (o *overlap) without(l platform.LogLine) (fresh []platform.LogLine) {
-	if o.kept != nil && l.TS.UnixNano() > o.last+int64(disorder) {
-		o.kept = nil
-	}
-	for part := range records(l) {
-		if o.kept != nil {
-			this := kept{part.TS.UnixNano(), streamByte(part.Stream), maphash.String(seed, part.Line)}
-			if o.kept[this] > 0 {
-				o.kept[this]--
-				continue
-			}
-		}
-		fresh = append(fresh, part)
-	}
-	return fresh
 }

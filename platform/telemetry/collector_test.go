@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -244,12 +245,40 @@ func TestCollectorTakesUpAReplicaThatStartedAgain(t *testing.T) {
 		e.print("r0", line(0))
 		e.ended["r0"] = true
 		c.Start("r0", key, "1.0")
-		time.Sleep(5 * time.Minute)
+		time.Sleep(10 * time.Minute)
+		if n := e.opened.Load(); n > 60 {
+			t.Errorf("an ended output was opened %d times in 10 minutes", n)
+		}
 		e.change(func() { e.ended["r0"] = false })
 		e.print("r0", line(1))
 		c.Start("r0", key, "1.0")
 		time.Sleep(300 * time.Millisecond)
 		wantLines(t, read(t, logs, key, telemetry.Query{}), lines(0, 2))
+	})
+}
+
+// TestCollectorKeepsUpWithMuch interrupts a replica that prints more than is
+// remembered of it.
+func TestCollectorKeepsUpWithMuch(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		logs, e := open(t, dir, telemetry.LogOptions{}), newEngine()
+		const n = 80_000
+		var all []platform.LogLine
+		for i := range n {
+			l := line(0)
+			l.TS = start.Add(time.Duration(i/3) * 10 * time.Microsecond)
+			l.Line = strconv.Itoa(i % 7)
+			all = append(all, l)
+		}
+		e.print("r0", all...)
+		e.breakAt = n - 10
+		c := newCollector(t, logs, e)
+		c.Start("r0", key, "1.0")
+		synctest.Wait()
+		e.change(func() { e.breakAt = 0 })
+		time.Sleep(time.Second)
+		wantLines(t, read(t, logs, key, telemetry.Query{}), all)
 	})
 }
 
