@@ -162,16 +162,20 @@ func (l *eventLog) position(id string) (seq uint64, ok bool) {
 // Last-Event-ID. When it cannot resume it says reset: read everything again.
 func (a *API) streamEvents(w http.ResponseWriter, r *http.Request) {
 	c := callFrom(r.Context())
+	// All this before the status goes out: who has it misses nothing after it.
+	changed, unsubscribe := a.Plane.Subscribe("")
+	defer unsubscribe()
+	if err := a.look(r.Context(), time.Now()); err != nil {
+		fail(w, r, err)
+		return
+	}
+	resume := lastEventID(r)
+	seq, ok := a.events.position(resume)
+	if !ok {
+		_, seq, _ = a.events.after(0)
+	}
 	a.stream(w, r, func(ctx context.Context, out *sse) error {
-		changed, unsubscribe := a.Plane.Subscribe("")
-		defer unsubscribe()
-		if err := a.look(ctx, time.Now()); err != nil {
-			return err
-		}
-		resume := lastEventID(r)
-		seq, ok := a.events.position(resume)
 		if !ok {
-			_, seq, _ = a.events.after(0)
 			if resume != "" {
 				if err := out.event(a.events.id(seq), "reset", struct{}{}); err != nil {
 					return err

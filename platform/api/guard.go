@@ -161,7 +161,7 @@ func (a *API) serve(rt *route, w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	out := newReply()
+	out := &reply{header: w.Header().Clone()}
 	c.header = out.header
 	if body, err := readBody(w, r); err != nil {
 		fail(out, r, err)

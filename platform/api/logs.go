@@ -83,7 +83,7 @@ func timeParam(q url.Values, name string) (time.Time, error) {
 	if value == "" {
 		return time.Time{}, nil
 	}
-	if t, err := time.Parse(time.RFC3339Nano, value); err == nil {
+	if t, err := time.Parse(time.RFC3339Nano, value); err == nil && t.Year() >= 1970 && t.Year() < 2262 { // what int64 nanoseconds hold
 		return t, nil
 	}
 	if d, err := time.ParseDuration(value); err == nil && d >= 0 {

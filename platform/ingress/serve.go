@@ -86,7 +86,6 @@ func (x *exchange) serve() {
 		case failed.final || !x.body.replayable(failed.view) || broken > maxBroken || !failed.unsent && !x.repeatable(u, failed):
 			x.in.options.Log.Warn("a replica did not answer", "service", x.pool.name(), "replica", u.target.ID,
 				"method", x.r.Method, "error", failed.err, "request_id", x.id)
-			println("ZZ", x.r.Method, failed.unread, failed.unsent, failed.final, broken, failed.err.Error())
 			x.refuse(refuseBroken(x.pool.name(), broken > 1))
 		case attempts >= maxAttempts || wait.left() <= 0:
 			x.refuse(refuseTimeout(x.pool.name(), wait.total))

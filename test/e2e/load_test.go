@@ -36,6 +36,7 @@ func amount(t testing.TB, variable string, standard int) int {
 type load struct {
 	t      testing.TB
 	host   string
+	keyed  bool // POSTs say, by an Idempotency-Key, that they may be sent twice
 	stop   chan struct{}
 	done   sync.WaitGroup
 	sent   atomic.Int64
@@ -46,8 +47,8 @@ type load struct {
 	errors []string
 }
 
-func (s *server) load(host string, perSecond int) *load {
-	l := &load{t: s.t, host: host, stop: make(chan struct{})}
+func (s *server) load(host string, perSecond int, keyed bool) *load {
+	l := &load{t: s.t, host: host, keyed: keyed, stop: make(chan struct{})}
 	kept, fresh := s.client(), s.client()
 	fresh.Transport.(*http.Transport).DisableKeepAlives = true
 	body := bytes.Repeat([]byte("0123456789abcdef"), 4096)
@@ -97,6 +98,9 @@ func (l *load) once(client *http.Client, method, path string, body []byte, want 
 			return err
 		}
 		request.ContentLength = int64(len(body))
+		if body != nil && l.keyed {
+			request.Header.Set("Idempotency-Key", strconv.Itoa(int(l.sent.Load())))
+		}
 		reply, err := client.Do(request)
 		if err != nil {
 			return err
@@ -142,7 +146,7 @@ func TestLoadThroughDeployments(t *testing.T) {
 	first := s.latest(id)
 	second := s.deployFiles(id, appContext("two"))
 	s.healthy(second)
-	l := s.load("app.localhost", 200)
+	l := s.load("app.localhost", 200, false)
 	times := amount(t, "DENIA_DEPLOYMENTS", 10)
 	for i := range times {
 		s.healthy(s.deploy(id, object{"type": "redeploy", "deployment_id": []string{first, second}[i%2]}))
@@ -152,7 +156,9 @@ func TestLoadThroughDeployments(t *testing.T) {
 }
 
 // Crashes of one of two replicas, and of the only one, under load: requests
-// go to the other one, or wait.
+// go to the other one, or wait. A POST whose replica died with it in hand is
+// sent again only if it says, by an Idempotency-Key, that it may be (RFC 9110
+// §9.2.2); these do.
 func TestLoadThroughCrashes(t *testing.T) {
 	for _, replicas := range []int{2, 1} {
 		t.Run(fmt.Sprintf("%d replicas", replicas), func(t *testing.T) {
@@ -164,7 +170,7 @@ func TestLoadThroughCrashes(t *testing.T) {
 				return service.str("replicas.ready") == strconv.Itoa(replicas)
 			}
 			s.eventually(30*time.Second, "every replica is ready", ready)
-			l := s.load("app.localhost", 200)
+			l := s.load("app.localhost", 200, true)
 			times := amount(t, "DENIA_CRASHES", 5)
 			for range times {
 				victim := s.docker("ps", "-q", "--filter", s.label())[0]
