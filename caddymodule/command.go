@@ -32,7 +32,7 @@ func init() {
 		Short: "Denia's own commands",
 		Long:  "Denia's own commands. In a binary named denia the first word may be left out: denia health.",
 		CobraFunc: func(root *cobra.Command) {
-			root.AddCommand(healthCommand(), tokenCommand(), openapiCommand(), versionCommand())
+			root.AddCommand(healthCommand(), tokenCommand(), openapiCommand(), referenceCommand(), versionCommand())
 		},
 	})
 	// In a binary called denia, `denia health` means `denia denia health`.
@@ -119,6 +119,13 @@ func openapiCommand() *cobra.Command {
 			_, err = fmt.Fprintln(c.OutOrStdout(), string(out))
 			return err
 		},
+	}
+}
+
+func referenceCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "api-reference", Short: "Prints the API reference as Markdown", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return api.WriteReference(c.OutOrStdout()) },
 	}
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -122,11 +123,28 @@ func (a *API) serviceLogs(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
-	views := make([]logLine, len(lines))
-	for i, l := range lines {
-		views[i] = lineView(l)
+	if err := writeLines(w, lines); err != nil {
+		a.Log.Debug("sending a log failed", "error", err)
 	}
-	_ = writeJSON(w, views) // the client is gone: nobody is left to tell
+}
+
+// writeLines writes a JSON array line by line: a log may be large, and is in
+// memory once already.
+func writeLines(w io.Writer, lines []platform.LogLine) error {
+	out := bufio.NewWriter(w)
+	separator := "["
+	for _, l := range lines {
+		out.WriteString(separator)
+		if err := writeJSON(out, lineView(l)); err != nil {
+			return err
+		}
+		separator = ","
+	}
+	if len(lines) == 0 {
+		out.WriteString(separator)
+	}
+	out.WriteString("]\n") // bufio keeps the first error for Flush
+	return out.Flush()
 }
 
 func orDash(s string) string {

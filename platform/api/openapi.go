@@ -66,7 +66,7 @@ func (a *API) describeRoutes(table []*route) *huma.OpenAPI {
 		}
 		registry := h.OpenAPI().Components.Schemas
 		o.Responses = map[string]*huma.Response{}
-		addParams(registry, &o, rt)
+		addParams(&o, rt)
 		rt.document(registry, &o)
 		problems(registry, &o)
 		h.OpenAPI().AddOperation(&o)
@@ -202,7 +202,7 @@ func queryParam(name, about string) *huma.Param {
 	return &huma.Param{Name: name, In: "query", Description: about, Schema: &huma.Schema{Type: huma.TypeString}}
 }
 
-func addParams(registry huma.Registry, o *huma.Operation, rt *route) {
+func addParams(o *huma.Operation, rt *route) {
 	about := "Service, by id or as project:name."
 	if rt.scope == ofDeployment {
 		about = "The deployment's id."

@@ -19,10 +19,11 @@ type fakePlane struct {
 	volumes bool // the last DeleteService asked for them
 	subs    map[chan struct{}]platform.ID
 	panics  bool // Restart does
+	last    map[platform.ID]platform.ServiceStatus
 }
 
 func newFakePlane(s *store.Store) *fakePlane {
-	return &fakePlane{store: s, draining: make(chan struct{}), subs: map[chan struct{}]platform.ID{}}
+	return &fakePlane{store: s, draining: make(chan struct{}), subs: map[chan struct{}]platform.ID{}, last: map[platform.ID]platform.ServiceStatus{}}
 }
 
 func (p *fakePlane) Deploy(ctx context.Context, r platform.DeployRequest) (platform.Deployment, error) {
@@ -96,12 +97,19 @@ func (p *fakePlane) Kick(id platform.ID) {
 	p.publish()
 }
 
+// Status derives a state from the row, and stays what it was when that is gone.
 func (p *fakePlane) Status(id platform.ID) platform.ServiceStatus {
 	s, err := p.store.Service(context.Background(), id)
-	if err == nil && s.Stopped {
-		return platform.ServiceStatus{State: platform.ServiceStopped}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case err != nil:
+	case s.Stopped:
+		p.last[id] = platform.ServiceStatus{State: platform.ServiceStopped}
+	default:
+		p.last[id] = platform.ServiceStatus{State: platform.ServiceNew, Replicas: platform.Replicas{Desired: 1}}
 	}
-	return platform.ServiceStatus{State: platform.ServiceNew, Replicas: platform.Replicas{Desired: 1}}
+	return p.last[id]
 }
 
 func (p *fakePlane) Subscribe(id platform.ID) (<-chan struct{}, func()) {

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"encoding/json"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -49,11 +50,16 @@ func TestURLsFollowTheWayTheAPIIsReached(t *testing.T) {
 	if got := url("X-Forwarded-Proto", "https"); got != "https://web-shop.apps.test:8080" {
 		t.Errorf("over TLS: %s", got)
 	}
-	e = newEnv(t, func(o *api.Options) {})
-	token = e.super()
-	e.service(e.project("shop"), "web")
 	if got := url(); got != "http://web-shop.apps.test:8080" {
 		t.Errorf("plain: %s", got)
+	}
+	e = newEnv(t, func(o *api.Options) {
+		o.PublicURL = func(_ *http.Request, label string) string { return "https://" + label + ".example" }
+	})
+	token = e.super()
+	e.service(e.project("shop"), "web")
+	if got := url(); got != "https://web-shop.example" {
+		t.Errorf("as the options say: %s", got)
 	}
 }
 

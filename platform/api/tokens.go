@@ -37,11 +37,11 @@ func viewToken(t platform.Token) apiToken {
 // mintedToken is a token with its secret, at the one moment it is known.
 type mintedToken struct {
 	Token string `json:"token" doc:"The bearer token; shown only now."`
-	ApiToken
+	APIToken
 }
 
-// ApiToken is apiToken under a name huma sees when it is embedded.
-type ApiToken = apiToken
+// APIToken is apiToken under a name huma sees when it is embedded.
+type APIToken = apiToken
 
 // unbounded refuses a token bounded to a project or role: it must not reach
 // what belongs to its owner as a whole.
@@ -137,7 +137,7 @@ func (a *API) mintToken(ctx context.Context, in *mintInput) (*created[mintedToke
 	c.touch(token.ProjectID, token.ID)
 	return &created[mintedToken]{
 		Location: "/v1/api-tokens/" + string(token.ID),
-		Body:     mintedToken{Token: secret, ApiToken: viewToken(token)},
+		Body:     mintedToken{Token: secret, APIToken: viewToken(token)},
 	}, nil
 }
 

@@ -170,7 +170,7 @@ func (p *Plane) logTail(id platform.ID) *platform.Evidence {
 	if len(lines) == 0 {
 		return nil
 	}
-	return &platform.Evidence{LogTail: lines}
+	return &platform.Evidence{LogTail: texts(lines)}
 }
 
 func (p *Plane) imageReady(d platform.Deployment, artifact platform.Artifact) error {

@@ -72,7 +72,8 @@ func later(a, b time.Time) time.Time {
 }
 
 func (s *supervisor) exited(ctx context.Context, d *platform.Deployment, replica platform.Replica) *platform.DeploymentError {
-	evidence := &platform.Evidence{OOMKilled: replica.OOMKilled, LogTail: s.plane.replicaTail(ctx, replica)}
+	lines := s.plane.replicaTail(ctx, replica)
+	evidence := &platform.Evidence{OOMKilled: replica.OOMKilled, LogTail: texts(lines)}
 	if replica.OOMKilled {
 		evidence.ExitCode = &replica.ExitCode
 		return &platform.DeploymentError{Code: platform.CodeOutOfMemory, Evidence: evidence, Message: fmt.Sprintf(
@@ -80,7 +81,7 @@ func (s *supervisor) exited(ctx context.Context, d *platform.Deployment, replica
 	}
 	evidence.ExitCode = &replica.ExitCode
 	message := fmt.Sprintf("The process ended with exit code %d before it was ready.", replica.ExitCode)
-	if last := lastLine(evidence.LogTail); last != "" {
+	if last := lastWord(lines); last != "" {
 		message += fmt.Sprintf(" Its last line was %q.", last)
 	} else {
 		message += " It wrote nothing; check the command and entrypoint."
@@ -89,7 +90,7 @@ func (s *supervisor) exited(ctx context.Context, d *platform.Deployment, replica
 }
 
 func (s *supervisor) notReady(ctx context.Context, d *platform.Deployment, replica platform.Replica, pool ingress.PoolStatus, period time.Duration) *platform.DeploymentError {
-	evidence := &platform.Evidence{LogTail: s.plane.replicaTail(ctx, replica)}
+	evidence := &platform.Evidence{LogTail: texts(s.plane.replicaTail(ctx, replica))}
 	var probe ingress.Probe
 	for _, t := range pool.Targets {
 		if t.ID == targetID(replica) {
@@ -111,18 +112,31 @@ func (s *supervisor) notReady(ctx context.Context, d *platform.Deployment, repli
 		"Nothing accepted connections on port %d within %s. The process must listen on 0.0.0.0 and on the port in $PORT; or set the service's port.", d.Config.Port, period)}
 }
 
-func lastLine(lines []string) string {
-	for i := len(lines) - 1; i >= 0; i-- {
-		if line := strings.TrimSpace(lines[i]); line != "" {
-			return line
+// lastWord is the last thing said on standard error, else at all: errors come
+// last.
+func lastWord(lines []platform.LogLine) string {
+	word := ""
+	for _, stream := range []string{platform.StreamStdout, platform.StreamStderr} {
+		for _, line := range lines {
+			if text := strings.TrimSpace(line.Line); text != "" && line.Stream == stream {
+				word = text
+			}
 		}
 	}
-	return ""
+	return word
+}
+
+func texts(lines []platform.LogLine) []string {
+	var all []string
+	for _, line := range lines {
+		all = append(all, line.Line)
+	}
+	return all
 }
 
 // replicaTail reads the last lines straight from the engine: what the
 // collector copies may be a moment behind.
-func (p *Plane) replicaTail(ctx context.Context, replica platform.Replica) []string {
+func (p *Plane) replicaTail(ctx context.Context, replica platform.Replica) []platform.LogLine {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	reader, err := p.Runtime.Logs(ctx, replica.ID, platform.LogOptions{})
@@ -130,7 +144,7 @@ func (p *Plane) replicaTail(ctx context.Context, replica platform.Replica) []str
 		return p.readTail(serviceLog(replica.ServiceID), replica.Label)
 	}
 	defer reader.Close()
-	var tail []string
+	var tail []platform.LogLine
 	for {
 		line, err := reader.Next()
 		if err != nil {
@@ -139,23 +153,19 @@ func (p *Plane) replicaTail(ctx context.Context, replica platform.Replica) []str
 			}
 			return tail
 		}
-		if tail = append(tail, line.Line); len(tail) > evidenceLines {
+		if tail = append(tail, line); len(tail) > evidenceLines {
 			tail = tail[1:]
 		}
 	}
 }
 
 // readTail reads the last lines of a stored log.
-func (p *Plane) readTail(key, replica string) []string {
+func (p *Plane) readTail(key, replica string) []platform.LogLine {
 	lines, err := p.Logs.Read(key, telemetry.Query{Tail: evidenceLines, Replica: replica})
 	if err != nil {
 		p.logFailure("reading a log", err)
 	}
-	tail := make([]string, len(lines))
-	for i, line := range lines {
-		tail[i] = line.Line
-	}
-	return tail
+	return lines
 }
 
 // cancel ends a candidate a person canceled: its replicas go first, then the

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/denia-paas/denia/platform"
+	"github.com/denia-paas/denia/platform/store"
 )
 
 const (
@@ -162,8 +163,9 @@ func (p *Plane) sweepLogs() error {
 	return nil
 }
 
-// sweepImages takes the tags of releases out of retention away, for services
-// there are. What is active or unfinished is always kept.
+// sweepImages takes away the tags that no release within retention explains.
+// What is active or unfinished is always kept. Tags are listed before the rows
+// are read: one made in between is not mistaken for a leftover.
 func (p *Plane) sweepImages() error {
 	tags, err := p.Images.Tags(p.ctx)
 	if err != nil {
@@ -173,58 +175,48 @@ func (p *Plane) sweepImages() error {
 	if err != nil {
 		return fmt.Errorf("reading the services: %w", err)
 	}
+	keep := map[string]bool{}
 	for _, ref := range refs {
-		prefix := strings.TrimSuffix(imageTag(ref.ProjectName, ref.Name, 0), "0")
-		keep, err := p.keptTags(ref.ID)
-		if err != nil {
+		if err := p.keepTags(ref, keep); err != nil {
 			return err
 		}
-		for _, tag := range tags {
-			if !strings.HasPrefix(tag, prefix) || keep[tag] {
-				continue
-			}
-			if err := p.Images.Remove(p.ctx, tag); err != nil {
-				return fmt.Errorf("removing image %s: %w", tag, err)
-			}
+	}
+	for _, tag := range tags {
+		if keep[tag] {
+			continue
+		}
+		if err := p.Images.Remove(p.ctx, tag); err != nil && platform.KindOf(err) != platform.Conflict {
+			return fmt.Errorf("removing image %s: %w", tag, err)
 		}
 	}
 	return nil
 }
 
-func (p *Plane) keptTags(service platform.ID) (map[string]bool, error) {
-	keep := map[string]bool{}
-	healthy, err := p.Store.HealthyHistory(p.ctx, service, p.KeepReleases)
+// keepTags adds the tags that a service still needs.
+func (p *Plane) keepTags(ref store.ServiceRef, keep map[string]bool) error {
+	kept, err := p.Store.HealthyHistory(p.ctx, ref.ID, p.KeepReleases)
 	if err != nil {
-		return nil, fmt.Errorf("reading past releases: %w", err)
+		return fmt.Errorf("reading past releases: %w", err)
 	}
-	unfinished, err := p.Store.UnfinishedOf(p.ctx, service)
+	unfinished, err := p.Store.UnfinishedOf(p.ctx, ref.ID)
 	if err != nil {
-		return nil, fmt.Errorf("reading unfinished deployments: %w", err)
+		return fmt.Errorf("reading unfinished deployments: %w", err)
 	}
-	row, err := p.Store.Service(p.ctx, service)
-	if err != nil {
-		return nil, fmt.Errorf("reading a service: %w", err)
-	}
-	if row.ActiveDeploymentID != "" {
-		active, err := p.Store.Deployment(p.ctx, row.ActiveDeploymentID)
+	kept = append(kept, unfinished...)
+	if ref.ActiveDeploymentID != "" {
+		active, err := p.Store.Deployment(p.ctx, ref.ActiveDeploymentID)
 		if err != nil {
-			return nil, fmt.Errorf("reading the active deployment: %w", err)
+			return fmt.Errorf("reading the active deployment: %w", err)
 		}
-		healthy = append(healthy, active)
+		kept = append(kept, active)
 	}
-	project, err := p.Store.Project(p.ctx, row.ProjectID)
-	if err != nil {
-		return nil, fmt.Errorf("reading a project: %w", err)
-	}
-	for _, d := range unfinished {
-		keep[imageTag(project.Name, row.Name, d.Number)] = true
-	}
-	for _, d := range healthy {
+	for _, d := range kept {
+		keep[imageTag(ref.ProjectName, ref.Name, d.Number)] = true
 		if d.Artifact != nil {
 			keep[d.Artifact.Image] = true
 		}
 	}
-	return keep, nil
+	return nil
 }
 
 // sweepRows forgets what has had its time.

@@ -51,7 +51,7 @@ func (e *Engine) Build(ctx context.Context, b platform.Build, log io.Writer) (pl
 	if err != nil {
 		return platform.Artifact{}, err
 	}
-	contextFS, err := fsutil.NewFS(b.ContextDir)
+	contextFS, err := contentTimed(b.ContextDir)
 	if err != nil {
 		return platform.Artifact{}, fmt.Errorf("building: opening the context: %w", err)
 	}

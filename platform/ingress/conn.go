@@ -15,7 +15,8 @@ type conn struct {
 	upstream *upstream
 	sent     atomic.Int64 // bytes given to the kernel
 	received atomic.Int64
-	reset    atomic.Bool
+	reset    atomic.Bool  // by the peer
+	short    atomic.Bool  // a write failed before its end
 	accepted atomic.Int64 // 1 + the bytes the peer's kernel had taken when it closed; 0: not known
 }
 
@@ -48,6 +49,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	if n < len(b) {
 		c.sent.Add(int64(n - len(b)))
+		c.short.Store(true)
 	}
 	switch {
 	case err == nil:
@@ -89,9 +91,16 @@ func (c *conn) untouchedSince(sent int64) bool {
 	return accepted > 0 && accepted-1 <= sent+1
 }
 
-// resetSince tells whether the peer has reset the connection and sent nothing
-// before it did. A kernel resets, rather than closes, the connections of a
-// process that ends with bytes of theirs unread.
-func (c *conn) resetSince(before traffic) bool {
-	return c.reset.Load() && c.received.Load() == before.received
+// unreadSince tells whether some of what was written after before was surely
+// never read by the peer, and nothing came back.
+//
+// A kernel resets, rather than closes, the connections of a process that ends
+// with bytes of theirs unread. It closes the others; then the bytes written
+// since then, or not even written, were not read.
+func (c *conn) unreadSince(before traffic) bool {
+	if c.received.Load() != before.received {
+		return false
+	}
+	accepted := c.accepted.Load()
+	return c.reset.Load() || c.short.Load() || accepted > 0 && accepted-1 < c.sent.Load()
 }

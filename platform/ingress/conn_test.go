@@ -79,6 +79,7 @@ func TestConnKnowsThatPeerMayHaveTheRequest(t *testing.T) {
 		if !ours.untouchedSince(sent) {
 			t.Errorf("reused %v: nothing was written, yet it counts as sent", reused)
 		}
+		before := ours.traffic()
 		ours.Write([]byte("second"))
 		if ours.untouchedSince(sent) {
 			t.Errorf("reused %v: a written request counts as not sent", reused)
@@ -88,23 +89,35 @@ func TestConnKnowsThatPeerMayHaveTheRequest(t *testing.T) {
 		}
 		theirs.Close() // read, and then died
 		ours.Read(make([]byte, 1))
-		if ours.untouchedSince(sent) {
-			t.Errorf("reused %v: a request that was read counts as not sent", reused)
+		if ours.untouchedSince(sent) || ours.unreadSince(before) {
+			t.Errorf("reused %v: a request that was read counts as not sent, or not read", reused)
 		}
 	}
 }
 
-func TestConnTakesAResetAsPossiblyReceived(t *testing.T) {
-	ours, theirs := pair(t)
-	ours.Write([]byte("second"))
-	one := make([]byte, 1)
-	if _, err := theirs.Read(one); err != nil {
-		t.Fatal(err)
-	}
-	theirs.Close() // with bytes unread: a reset
-	ours.Read(one)
-	if ours.untouchedSince(0) {
-		t.Error("a request that was read in part counts as not sent")
+func TestConnKnowsThatPeerDidNotReadAll(t *testing.T) {
+	for name, part := range map[string]int{"reset": 3, "closed before the rest": 6} {
+		ours, theirs := pair(t)
+		ours.Write([]byte("second"))
+		if _, err := io.ReadFull(theirs, make([]byte, part)); err != nil {
+			t.Fatal(err)
+		}
+		theirs.Close()
+		if part == 6 {
+			if _, err := ours.Read(make([]byte, 1)); err != io.EOF {
+				t.Fatal(err)
+			}
+			ours.Write([]byte("more"))
+			ours.Write([]byte("and more"))
+		} else {
+			ours.Read(make([]byte, 1))
+		}
+		if ours.untouchedSince(0) {
+			t.Errorf("%s: what was read in part counts as not sent", name)
+		}
+		if !ours.unreadSince(traffic{}) {
+			t.Errorf("%s: what was read in part counts as read", name)
+		}
 	}
 }
 

@@ -76,7 +76,7 @@ func (x *exchange) forward(u *upstream) *failure {
 			failed.unsent = !a.wrote.Load()
 		default:
 			failed.unsent = a.conn.untouchedSince(a.before.sent)
-			failed.unread = a.conn.resetSince(a.before)
+			failed.unread = a.conn.unreadSince(a.before)
 		}
 		return failed
 	}

@@ -7,6 +7,17 @@
 // container engine: what it should do is told to it by Configure and
 // SetRoutes, what it sees is told by Status and PoolSpec.Notify.
 //
+// A request is sent to another replica, or again, when nothing of it can have
+// reached the first; when its method is idempotent or it has an
+// Idempotency-Key, and no byte of an answer came; and when the replica died
+// with part of the request unread. All others that break get 502: they may have
+// taken effect. Bodies of known length up to MaxReplayBody are held in memory
+// for this, longer ones are streamed and can be sent once only.
+//
+// A replica that fails its probes twice in a row gets no requests while another
+// is ready. When none is, those that at least accept connections are used;
+// when there is none of these either, requests wait.
+//
 // On the way of a request there is no lock that two services share.
 package ingress
 

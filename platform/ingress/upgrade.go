@@ -53,12 +53,12 @@ func (x *exchange) upgrade(u *upstream, protocol string) *failure {
 	out.Header["Connection"] = []string{"Upgrade"}
 	out.Header["Upgrade"] = []string{protocol}
 	if err := out.Write(c); err != nil {
-		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.resetSince(traffic{})}
+		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{})}
 	}
 	from := bufio.NewReader(c)
 	res, err := x.readAnswer(from, out)
 	if err != nil {
-		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.resetSince(traffic{})}
+		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{})}
 	}
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		defer res.Body.Close()

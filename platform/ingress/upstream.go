@@ -18,7 +18,7 @@ type condition int
 
 const (
 	starting condition = iota // no good probe yet
-	ready                     //
+	ready                     // passes its probes
 	failing                   // was ready, fails its probes, but accepts connections
 	down                      // was ready, does not accept connections
 )
@@ -201,12 +201,12 @@ func (u *upstream) dial() (*conn, error) {
 	return c, nil
 }
 
-// dyingFor is how long after its first connection was reset a replica that was
+// dyingFor is how long after its first connection broke a replica that was
 // killed may still seem to accept others: the kernel closes what a process had
 // open one after the other, and in no order that could be relied on.
 const dyingFor = 50 * time.Millisecond
 
-// isDead tells whether nobody listens at u, after a connection was reset.
+// isDead tells whether nobody listens at u, after a connection broke.
 func (u *upstream) isDead() bool {
 	c, err := u.dial()
 	if err != nil {

@@ -162,6 +162,17 @@ func TestCursorBeyondTheEndWaitsForWhatComes(t *testing.T) {
 	waitThen(nowhere, "services/none", 5)
 }
 
+// TestCursorInsideARecord has a cursor that a power failure made wrong: the
+// lines it was given for are lost, others have come in their place.
+func TestCursorInsideARecord(t *testing.T) {
+	logs := open(t, t.TempDir(), telemetry.LogOptions{})
+	appendAll(t, logs, key, lines(0, 3)...)
+	for _, inside := range []telemetry.Cursor{"2", "5", "25"} {
+		f := follow(t, logs, key, inside, telemetry.Query{})
+		wantNext(t, f, line(1))
+	}
+}
+
 func TestBadCursor(t *testing.T) {
 	logs := open(t, t.TempDir(), telemetry.LogOptions{})
 	for _, bad := range []telemetry.Cursor{"x", "-1", "1.5", " 1", "99999999999999999999"} {

@@ -139,7 +139,7 @@ func (s *scanner) open() error {
 		now := s.k.snapshot()
 		if s.pos >= now.end {
 			// A power failure may have taken what was read before it.
-			_ = now
+			s.pos, s.skip = now.end, false
 		}
 		if len(now.segments) == 0 {
 			return errCaughtUp

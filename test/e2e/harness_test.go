@@ -168,7 +168,7 @@ func (s *server) run() {
 		_ = cmd.Wait()
 		close(done)
 	}(s.cmd, s.done)
-	s.eventually(30*time.Second, "Denia listens", func() bool {
+	listens := func() bool {
 		select {
 		case <-s.done:
 			s.t.Fatalf("Denia ended at its start:\n%s", s.log)
@@ -185,7 +185,12 @@ func (s *server) run() {
 		}
 		defer reply.Body.Close()
 		return reply.StatusCode == http.StatusOK
-	})
+	}
+	for deadline := time.Now().Add(30 * time.Second); !listens(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.t.Fatal("Denia does not listen within 30s")
+		}
+	}
 }
 
 // stop ends Denia as Ctrl-C does.
@@ -303,6 +308,9 @@ func (s *server) call(method, path string, body, into any) int {
 		s.t.Fatalf("%s %s: %v", method, path, err)
 	}
 	defer reply.Body.Close()
+	if reply.StatusCode == http.StatusTooManyRequests {
+		s.t.Fatalf("%s %s: the test asks too often", method, path)
+	}
 	text, err := io.ReadAll(reply.Body)
 	if err != nil {
 		s.t.Fatalf("%s %s: %v", method, path, err)
@@ -415,11 +423,12 @@ func (s *server) deployFiles(service string, f files) string {
 	return s.deploy(service, object{"type": "upload", "upload_id": s.upload(service, f)})
 }
 
-// finished waits for the end of a deployment.
+// finished waits for the end of a deployment, by its log.
 func (s *server) finished(deployment string) object {
 	s.t.Helper()
 	var d object
 	s.eventually(3*time.Minute, "deployment "+deployment+" ends", func() bool {
+		s.events("/v1/deployments/"+deployment+"/logs/stream?tail=1", func(event, _ string) bool { return event != "done" })
 		s.expect(http.StatusOK, "GET", "/v1/deployments/"+deployment, nil, &d)
 		switch d.str("status") {
 		case "pending", "building", "starting":
@@ -514,10 +523,11 @@ func (s *server) events(path string, fn func(event, data string) bool) {
 	}
 }
 
-// eventually waits for a condition, looking 50 times a second.
+// eventually waits for a condition, looking 5 times a second: the API allows
+// ten calls a second.
 func (s *server) eventually(limit time.Duration, what string, ok func() bool) {
 	s.t.Helper()
-	ticker := time.NewTicker(20 * time.Millisecond)
+	ticker := time.NewTicker(200 * time.Millisecond)
 	defer ticker.Stop()
 	for deadline := time.Now().Add(limit); ; <-ticker.C {
 		if ok() {

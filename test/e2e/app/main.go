@@ -27,7 +27,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "cannot find my configuration")
 		os.Exit(1)
 	case "silent":
-		select {}
+		<-time.After(time.Hour)
 	case "oom":
 		var hoard [][]byte
 		for {
