@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -64,7 +65,8 @@ func build(dir string) error {
 // server is a running Denia.
 type server struct {
 	t     testing.TB
-	dir   string // holds the Caddyfile and the data directory
+	dir   string // holds the Caddyfile
+	data  string // the data directory
 	port  int
 	admin int
 	token string
@@ -97,12 +99,16 @@ func (b *logBuffer) String() string {
 func start(t testing.TB, options ...string) *server {
 	t.Helper()
 	s := &server{t: t, dir: t.TempDir(), port: freePort(t), admin: freePort(t), token: "dn_adm_e2e-test-admin-token", log: &logBuffer{}}
-	s.writeCaddyfile(options...)
+	s.data = filepath.Join(s.dir, "data")
 	for _, option := range options {
+		if dir, ok := strings.CutPrefix(option, "data_dir "); ok {
+			s.data = dir
+		}
 		if host, ok := strings.CutPrefix(option, "control_domain "); ok {
 			s.host = host
 		}
 	}
+	s.writeCaddyfile(options...)
 	t.Cleanup(func() {
 		s.removeEverything()
 		s.stop()
@@ -133,6 +139,7 @@ func freePort(t testing.TB) int {
 
 func (s *server) writeCaddyfile(options ...string) {
 	s.t.Helper()
+	options = slices.DeleteFunc(slices.Clone(options), func(o string) bool { return strings.HasPrefix(o, "data_dir ") })
 	text := fmt.Sprintf(`{
 	admin 127.0.0.1:%d
 	persist_config off
@@ -146,7 +153,7 @@ http://:%d {
 	bind 127.0.0.1
 	denia
 }
-`, s.admin, filepath.Join(s.dir, "data"), strings.Join(options, "\n\t\t"), s.port)
+`, s.admin, s.data, strings.Join(options, "\n\t\t"), s.port)
 	if err := os.WriteFile(s.caddyfile(), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}

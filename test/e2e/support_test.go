@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,4 +40,14 @@ func (s *server) logHas(of, text string) bool {
 		return !found && event != "done"
 	})
 	return found
+}
+
+// fill is how many bytes leave half a MiB free.
+func fill(t testing.TB, dir string) int {
+	t.Helper()
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		t.Fatal(err)
+	}
+	return int(fs.Bavail)*int(fs.Bsize) - 512<<10
 }
