@@ -2,7 +2,7 @@
 GO    ?= go
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -tags nobadger,nomysql,nopgx
 
-.PHONY: help build run test lint docs clean
+.PHONY: help build run test lint bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -19,6 +19,9 @@ test: ## everything: vet, lint, unit, race, integration, end to end
 
 lint: ## vet and golangci-lint
 	@scripts/lint
+
+bench: build ## idle cost, deployment latency, memory of an upload
+	$(GO) test -count 1 -run '^$$' -bench . -benchtime 1x -timeout 30m ./test/e2e
 
 docs: ## the API reference, generated from the code
 	$(GO) run ./cmd/denia denia openapi > docs/openapi.json
