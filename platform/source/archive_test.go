@@ -270,6 +270,18 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 	}
 }
 
+func TestChainsOfLinksAreBounded(t *testing.T) {
+	chain := []*tar.Header{reg("l0", "x")}
+	for i := 1; i <= 42; i++ {
+		chain = append(chain, link(fmt.Sprintf("l%d", i), fmt.Sprintf("l%d", i-1)))
+	}
+	// l41 goes through 40 other links, as far as the kernel would follow.
+	if _, _, err := receive(t, bytes.NewReader(pack(t, chain[:42]...)), mediaTar, source.Limits{}); err != nil {
+		t.Error(err)
+	}
+	refuse(t, pack(t, chain...), mediaTar, "link_loop", `"l42"`, source.Limits{})
+}
+
 func TestBrokenCompressionIsRefused(t *testing.T) {
 	archive := pack(t, reg("Dockerfile", "FROM scratch\n"), reg("random", randomText(50_000)))
 	z, g := toZstd(t, archive), toGzip(t, archive)

@@ -235,7 +235,7 @@ func (t *tree) lookup(at *node, target string) (*node, error) {
 		case next.kind == dir:
 			at = next
 		case next.kind == symlink:
-			if links++; links > 400000 {
+			if links++; links > maxLinks {
 				return nil, errLoop
 			}
 			rest = next.target + "/" + rest
