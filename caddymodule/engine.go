@@ -113,9 +113,13 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 	if err := e.plane.Start(ctx); err != nil {
 		return nil, fmt.Errorf("starting the control plane: %w", err)
 	}
+	uploads := filepath.Join(s.dataDir, "uploads")
+	if err := source.RemovePartial(uploads); err != nil {
+		return nil, fmt.Errorf("removing uploads that were cut off: %w", err)
+	}
 	e.api, err = api.New(api.Options{
 		Store: e.store, Plane: e.plane, Logs: e.logs, Log: logger,
-		UploadsDir: filepath.Join(s.dataDir, "uploads"), UploadLimits: s.uploads,
+		UploadsDir: uploads, UploadLimits: s.uploads,
 		AdminToken: token, BaseDomain: s.baseDomain, ControlDomain: s.controlDomain,
 		DataDir: s.dataDir, Version: Version(), Client: client, Docker: e.dockerInfo, Routes: e.routes,
 	})

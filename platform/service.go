@@ -173,7 +173,7 @@ func (h HealthCheck) withDefaults() HealthCheck {
 		h.Status = "200-399"
 	}
 	if h.IntervalS == 0 {
-		h.IntervalS = 5
+		h.IntervalS = 10
 	}
 	if h.TimeoutS == 0 {
 		h.TimeoutS = 3

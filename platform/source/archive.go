@@ -78,15 +78,15 @@ func walkTar(stream *tarReader, limits Limits, visit visitor) (*tree, error) {
 		}
 		e, err := check(t, header, limits)
 		if err != nil {
-			return nil, err
+			return nil, naming(header.Name, err)
 		}
 		if visit != nil {
 			if err := visit(e, content); err != nil {
-				return nil, err
+				return nil, naming(header.Name, err)
 			}
 		}
 		if err := drain(content, buffer); err != nil {
-			return nil, err
+			return nil, naming(header.Name, err)
 		}
 	}
 	if stream.finished {

@@ -83,3 +83,14 @@ func ended(ctx context.Context, doing string) error {
 	}
 	return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
 }
+
+// naming says at which entry a limit was passed.
+func naming(entry string, err error) error {
+	e, ok := errors.AsType[*platform.Error](err)
+	if !ok || e.Kind != platform.TooLarge {
+		return err
+	}
+	named := *e
+	named.Message = fmt.Sprintf("at entry %s: %s", quote(entry), e.Message)
+	return &named
+}

@@ -104,6 +104,11 @@ func (r *packedReader) Read(p []byte) (int, error) {
 }
 
 func (r *packedReader) cause(err error) error {
+	// A body that ends early is the sender's doing, even where the server also
+	// calls the request off because of it.
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return truncated(err)
+	}
 	if over := ended(r.ctx, r.doing); over != nil {
 		return over
 	}

@@ -64,12 +64,35 @@ func BenchmarkIdleWith20Services(b *testing.B) {
 	<-time.After(20 * time.Second) // what the deployments left to do
 	before, _, _ := process(b, s.cmd.Process.Pid)
 	began := time.Now()
-	<-time.After(time.Minute)
+	s.profile(time.Minute)
 	after, rss, peak := process(b, s.cmd.Process.Pid)
 	b.ReportMetric(float64(rss)/(1<<20), "rss-MiB")
 	b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
 	b.ReportMetric(100*float64(after-before)/float64(time.Since(began)), "cpu-%-of-a-core")
 	b.ReportMetric(0, "ns/op")
+}
+
+// profile waits, and if DENIA_PROFILE names a file writes a CPU profile of
+// Denia meanwhile into it.
+func (s *server) profile(d time.Duration) {
+	s.t.Helper()
+	file := os.Getenv("DENIA_PROFILE")
+	if file == "" {
+		<-time.After(d)
+		return
+	}
+	reply, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/debug/pprof/profile?seconds=%.0f", s.admin, d.Seconds()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer reply.Body.Close()
+	content, err := io.ReadAll(reply.Body)
+	if err == nil {
+		err = os.WriteFile(file, content, 0o600)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // publish pushes a service's image into a registry and returns its reference.

@@ -174,7 +174,9 @@ func TestHostileUploads(t *testing.T) {
 		}
 		reply, _ := io.ReadAll(conn)
 		_ = conn.Close()
-		t.Logf("answer: %s", firstLine(string(reply)))
+		if line := firstLine(string(reply)); !strings.Contains(line, " 422 ") {
+			t.Errorf("answer: %s, want 422", line)
+		}
 		s.eventually(10*time.Second, "nothing is left behind", func() bool { return len(s.uploadFiles()) == 0 })
 	})
 	s.healthy(s.deployFiles(id, appContext("still works")))
