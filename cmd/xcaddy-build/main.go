@@ -45,8 +45,9 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := build(ctx, *output, with); err != nil {
+	err := build(ctx, *output, with)
+	stop()
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "xcaddy-build: %v\n", err)
 		os.Exit(1)
 	}

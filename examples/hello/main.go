@@ -28,6 +28,6 @@ func main() {
 	}()
 	log.Printf("hello listens on port %s", port)
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		log.Fatal(err)
+		log.Panic(err)
 	}
 }

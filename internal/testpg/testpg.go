@@ -135,7 +135,7 @@ var cluster = sync.OnceValues(func() (address string, err error) {
 
 // held keeps the writing end of the server's standard input open as long as
 // this process lives: a file that nothing refers to would be closed.
-var held *os.File
+var held *os.File //nolint:unused // holding it is its use
 
 func ready(address string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

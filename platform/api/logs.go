@@ -322,11 +322,12 @@ func (s *deploymentStream) run(ctx context.Context, query telemetry.Query) error
 				return err
 			}
 		case e := <-entries:
-			if errors.Is(e.err, io.EOF) {
+			switch {
+			case errors.Is(e.err, io.EOF):
 				entries, last = nil, time.Time{}
-			} else if e.err != nil {
+			case e.err != nil:
 				return e.err
-			} else {
+			default:
 				last, s.cursor = time.Now(), e.cursor
 				if err := s.out.event(deploymentEventID(s.cursor, s.state), "log", lineView(e.line)); err != nil {
 					return err

@@ -163,7 +163,7 @@ func (s service) spec(stored platform.Service) (platform.ServiceSpec, error) {
 
 // serviceView shows a service to a caller with that role in its project.
 func (a *API) serviceView(c *call, s platform.Service, projectName string, role platform.Role) service {
-	spec := s.ServiceSpec.WithDefaults()
+	spec := s.WithDefaults()
 	v := service{
 		ProjectID: string(s.ProjectID), Name: s.Name, Source: sourceView(s.Source, role),
 		Port: spec.Port, Protocol: spec.Protocol, Command: emptyNotNull(spec.Command), Entrypoint: emptyNotNull(spec.Entrypoint), User: spec.User,

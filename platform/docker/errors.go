@@ -25,7 +25,7 @@ func (e *Engine) fail(ctx context.Context, err error, format string, args ...any
 		return fmt.Errorf("%s: %w", doing, known)
 	}
 	switch {
-	case context.Cause(ctx) == errHung:
+	case errors.Is(context.Cause(ctx), errHung):
 		return e.unavailable(errHung)
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", doing, ctx.Err())

@@ -139,8 +139,10 @@ func (c *checker) ask(req *http.Request) (status int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		if res.StatusCode >= http.StatusOK {
-			return res.StatusCode, nil
+		status := res.StatusCode
+		_ = res.Body.Close() // the connection goes with it
+		if status >= http.StatusOK {
+			return status, nil
 		}
 	}
 	return 0, errors.New("nothing but informational answers")

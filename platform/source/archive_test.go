@@ -295,10 +295,8 @@ func TestBrokenCompressionIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write(archive); err == nil {
-		err = errors.Join(w.Flush(), w.Close())
-	}
-	if err != nil {
+	_, err = w.Write(archive)
+	if err := errors.Join(err, w.Flush(), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct {

@@ -93,7 +93,7 @@ type uploadBody struct{ io.Reader }
 
 func (b uploadBody) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		if _, ok := errors.AsType[*platform.Error](err); !ok {
 			err = truncated(err)
 		}

@@ -366,10 +366,10 @@ func (t *tree) finish() error {
 }
 
 func linkError(name string, err error) error {
-	switch err {
-	case errEscapes:
+	switch {
+	case errors.Is(err, errEscapes):
 		return outside(name, "leads out of the root over a symbolic link; links must stay inside the context")
-	case errLoop:
+	case errors.Is(err, errLoop):
 		return platform.Errorf(platform.Invalid, "link_loop", "entry %s %v", quote(name), err)
 	}
 	return err

@@ -326,7 +326,8 @@ func (k *keyLog) roll() error {
 		segments := slices.Clone(s.segments)
 		last := &segments[len(segments)-1]
 		last.size = s.end - last.base
-		s.segments = append(segments, segment{base: s.end})
+		segments = append(segments, segment{base: s.end})
+		s.segments = segments
 	})
 	return nil
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -29,13 +30,8 @@ func main() {
 	case "silent":
 		<-time.After(time.Hour)
 	case "oom":
-		var hoard [][]byte
-		for {
-			block := make([]byte, 1<<20)
-			for i := range block {
-				block[i] = 1
-			}
-			hoard = append(hoard, block)
+		for hoard := [][]byte{}; ; fmt.Println("holding", len(hoard), "MiB") {
+			hoard = append(hoard, bytes.Repeat([]byte{1}, 1<<20))
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -48,7 +44,7 @@ func main() {
 		_ = server.Shutdown(grace)
 	}()
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
-		log.Fatal(err)
+		log.Panic(err)
 	}
 	fmt.Println("app ends")
 }
