@@ -5,20 +5,18 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"runtime"
-	"runtime/pprof"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/denia-paas/denia/internal/leak"
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/api"
 	"github.com/denia-paas/denia/platform/store"
@@ -26,19 +24,7 @@ import (
 )
 
 // TestMain fails the run when a goroutine is left behind.
-func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	http.DefaultClient.CloseIdleConnections()
-	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before && code == 0; runtime.Gosched() {
-		if time.Now().After(deadline) {
-			fmt.Fprintf(os.Stderr, "%d goroutines left behind:\n", runtime.NumGoroutine()-before)
-			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { leak.Main(m) }
 
 const adminSecret = "the admin token of the test"
 

@@ -2,39 +2,23 @@ package ingress_test
 
 import (
 	"bufio"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/denia-paas/denia/internal/leak"
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/ingress"
 )
 
 // TestMain fails when a test leaves a goroutine behind.
-func TestMain(m *testing.M) {
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
-	deadline := time.Now().Add(5 * time.Second)
-	for runtime.NumGoroutine() > before && time.Now().Before(deadline) {
-		runtime.Gosched()
-	}
-	if n := runtime.NumGoroutine(); n > before && code == 0 {
-		stacks := make([]byte, 1<<20)
-		fmt.Printf("%d goroutines were left:\n%s\n", n-before, stacks[:runtime.Stack(stacks, true)])
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { leak.Main(m) }
 
 const (
 	service = platform.ID("service-1")

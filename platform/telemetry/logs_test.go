@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/denia-paas/denia/internal/leak"
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/telemetry"
 )
@@ -521,7 +522,7 @@ func TestMain(m *testing.M) {
 			fmt.Println(i + 2)
 		}
 	}
-	os.Exit(m.Run())
+	leak.Main(m)
 }
 
 func follow(t testing.TB, logs *telemetry.Logs, key string, after telemetry.Cursor, q telemetry.Query) *telemetry.Follower {
