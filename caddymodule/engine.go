@@ -222,11 +222,11 @@ func (e *Engine) close() error {
 }
 
 func (e *Engine) dockerInfo(ctx context.Context) (api.Docker, error) {
-	info, err := e.docker.Ping(ctx)
+	usage, err := e.docker.Usage(ctx)
 	if err != nil {
 		return api.Docker{}, err
 	}
-	return api.Docker{Version: info.Version}, nil
+	return api.Docker{Version: usage.Version, Containers: usage.Containers, ImagesBytes: usage.ImagesBytes}, nil
 }
 
 // routes is the ingress's table as it is now.
