@@ -4,6 +4,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/denia-paas/denia/platform/source"
 )
 
 func init() { caddy.RegisterModule(new(App)) }
@@ -93,15 +96,23 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
 	a.replace()
-	if a.DataDir == "" {
-		a.DataDir = "./data"
-	}
-	if a.Database == "" {
-		a.Database = "sqlite"
-	}
-	if a.BaseDomain == "" {
-		a.BaseDomain = "localhost"
-	}
+	a.DataDir = cmp.Or(a.DataDir, "./data")
+	a.Database = cmp.Or(a.Database, "sqlite")
+	a.BaseDomain = cmp.Or(a.BaseDomain, "localhost")
+	limits := source.DefaultLimits
+	a.Uploads.MaxPackedBytes = cmp.Or(a.Uploads.MaxPackedBytes, limits.PackedBytes)
+	a.Uploads.MaxUnpackedBytes = cmp.Or(a.Uploads.MaxUnpackedBytes, limits.UnpackedBytes)
+	a.Uploads.MaxEntries = cmp.Or(a.Uploads.MaxEntries, limits.Entries)
+	a.Uploads.MaxRatio = cmp.Or(a.Uploads.MaxRatio, limits.Ratio)
+	a.Builds.Workers = cmp.Or(a.Builds.Workers, 1)
+	a.Builds.Timeout = cmp.Or(a.Builds.Timeout, caddy.Duration(30*time.Minute))
+	a.Builds.PullTimeout = cmp.Or(a.Builds.PullTimeout, caddy.Duration(15*time.Minute))
+	a.Builds.ReserveBytes = cmp.Or(a.Builds.ReserveBytes, 256<<20)
+	a.Builds.KeepReleases = cmp.Or(a.Builds.KeepReleases, 5)
+	a.Ingress.WaitTimeout = cmp.Or(a.Ingress.WaitTimeout, caddy.Duration(30*time.Second))
+	a.Ingress.MaxWaiting = cmp.Or(a.Ingress.MaxWaiting, 1000)
+	a.Ingress.DialTimeout = cmp.Or(a.Ingress.DialTimeout, caddy.Duration(2*time.Second))
+	a.Logs.MaxBytes = cmp.Or(a.Logs.MaxBytes, 100<<20)
 	return nil
 }
 
@@ -115,6 +126,16 @@ func (a *App) Start() error {
 		return fmt.Errorf("denia: resolving data_dir: %w", err)
 	}
 	log := a.ctx.Slogger()
+	other := ""
+	engines.Range(func(taken, _ any) bool {
+		if taken != any(key) {
+			other, _ = taken.(string)
+		}
+		return other == ""
+	})
+	if other != "" {
+		return restartNeeded("data_dir")
+	}
 	value, loaded, err := engines.LoadOrNew(key, func() (caddy.Destructor, error) {
 		ctx, cancel := context.WithTimeout(a.ctx, time.Minute)
 		defer cancel()

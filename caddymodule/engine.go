@@ -120,7 +120,7 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 	e.api, err = api.New(api.Options{
 		Store: e.store, Plane: e.plane, Logs: e.logs, Log: logger,
 		UploadsDir: uploads, UploadLimits: s.uploads,
-		AdminToken: token, BaseDomain: s.baseDomain, ControlDomain: s.controlDomain,
+		AdminToken: token, BaseDomain: s.baseDomain, ControlDomain: func() string { return *e.controlDomain.Load() },
 		DataDir: s.dataDir, Version: Version(), Client: client, Docker: e.dockerInfo, Routes: e.routes,
 	})
 	if err != nil {
@@ -138,11 +138,15 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 // the rest.
 func (e *Engine) reconfigure(next settings, log *slog.Logger) error {
 	if name := e.settings.needsRestart(next); name != "" {
-		return fmt.Errorf("%s cannot be changed by a reload: stop Denia and start it again (the applications go on running)", name)
+		return restartNeeded(name)
 	}
 	e.controlDomain.Store(&next.controlDomain)
 	e.log.use(log)
 	return nil
+}
+
+func restartNeeded(option string) error {
+	return fmt.Errorf("%s cannot be changed by a reload: stop Denia and start it again (the applications go on running)", option)
 }
 
 // closingBias keeps the count of requests below zero once the Engine closes.

@@ -88,7 +88,7 @@ func (a *App) validate() error {
 		return errors.New("ingress: values must not be negative")
 	}
 	if a.Logs.MaxBytes != 0 && a.Logs.MaxBytes < 1<<20 {
-		return errors.New("logs: max_bytes must be at least 1 MiB")
+		return errors.New("logs: max_size (max_bytes in JSON) must be at least 1 MiB")
 	}
 	return nil
 }

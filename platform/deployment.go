@@ -51,6 +51,7 @@ const (
 	CodeBuildFailed       = "build_failed"         // a step of the Dockerfile failed
 	CodeDockerfileInvalid = "dockerfile_invalid"   // it could not be parsed
 	CodeDockerfileMissing = "dockerfile_not_found" // no such file in the context
+	CodeContextMissing    = "context_not_found"    // no such directory in the upload
 	CodeBuildTimeout      = "build_timeout"
 	CodeImageNotFound     = "image_not_found" // no such repository, tag or digest
 	CodePullDenied        = "pull_denied"     // the registry wants credentials
@@ -64,7 +65,6 @@ const (
 	CodeDiskFull          = "disk_full"
 	CodeEngineUnavailable = "engine_unavailable"
 	CodeUploadMissing     = "upload_missing" // its bytes are gone
-	CodeInterrupted       = "interrupted"    // could not be taken up again after a restart
 )
 
 // Deployment is one attempt to make a release the active one.

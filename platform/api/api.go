@@ -68,7 +68,7 @@ type Options struct {
 
 	AdminToken    string // empty: no admin token is accepted
 	BaseDomain    string // empty: "localhost"
-	ControlDomain string // for GET /v1/node; may be empty
+	ControlDomain func() string // as it is now, for GET /v1/node; nil: none
 	DataDir       string // the disk reported by GET /v1/node
 	Version       string // Denia's version, for GET /v1/node
 

@@ -62,7 +62,7 @@ func newEnv(t testing.TB, change ...func(*api.Options)) *env {
 	e.plane = newFakePlane(e.store)
 	o := api.Options{
 		Store: e.store, Plane: e.plane, Logs: e.logs, Log: logger, UploadsDir: uploads, DataDir: e.dir,
-		AdminToken: adminSecret, BaseDomain: "apps.test", ControlDomain: "denia.test", Version: "v1.2.3",
+		AdminToken: adminSecret, BaseDomain: "apps.test", ControlDomain: func() string { return "denia.test" }, Version: "v1.2.3",
 		Client: func(r *http.Request) (string, bool) {
 			if ip := r.Header.Get("Test-Ip"); ip != "" {
 				return ip, true

@@ -88,7 +88,7 @@ func (a *API) node(ctx context.Context, _ *nothing) (*object[node], error) {
 		a.Log.WarnContext(ctx, "reading the host name failed", "error", err)
 	}
 	n := node{
-		Version: a.Version, InstanceID: a.Store.InstanceID(), Hostname: hostname, ControlDomain: a.ControlDomain, BaseDomain: a.BaseDomain,
+		Version: a.Version, InstanceID: a.Store.InstanceID(), Hostname: hostname, ControlDomain: a.controlDomain(), BaseDomain: a.BaseDomain,
 		OS: runtime.GOOS, Kernel: strings.TrimSpace(proc("sys/kernel/osrelease")), CPUs: runtime.NumCPU(),
 		CPUPct: a.cpu.percent(), Load: parseLoad(proc("loadavg")), Memory: parseMemory(proc("meminfo")),
 		Disk: nodeDisk{Path: a.DataDir}, UptimeS: int64(time.Since(a.started).Seconds()),
@@ -110,6 +110,13 @@ func (a *API) node(ctx context.Context, _ *nothing) (*object[node], error) {
 		n.Docker = &docker
 	}
 	return &object[node]{Body: n}, nil
+}
+
+func (a *API) controlDomain() string {
+	if a.ControlDomain == nil {
+		return ""
+	}
+	return a.ControlDomain()
 }
 
 func (a *API) ingressRoutes(context.Context, *nothing) (*listing[IngressRoute], error) {

@@ -56,7 +56,7 @@ func (s *Store) CreateDeployment(ctx context.Context, deployment platform.Deploy
 		}
 		reason, err := asJSON(&platform.DeploymentError{
 			Code:    platform.CodeSuperseded,
-			Message: fmt.Sprintf("deployment %d took its place before it began", number),
+			Message: fmt.Sprintf("Deployment %d took its place before it began.", number),
 		})
 		if err != nil {
 			return err

@@ -200,7 +200,7 @@ func (s *Store) RequestCancel(ctx context.Context, id platform.ID) (d platform.D
 		case !d.Status.Unfinished():
 			return platform.Errorf(platform.Conflict, "already_finished", "the deployment is %s, there is nothing left to cancel", d.Status)
 		case d.Status == platform.Pending:
-			reason, err := asJSON(&platform.DeploymentError{Code: platform.CodeCanceled, Message: "canceled before it began"})
+			reason, err := asJSON(&platform.DeploymentError{Code: platform.CodeCanceled, Message: "The deployment was canceled before it began."})
 			if err != nil {
 				return err
 			}
