@@ -63,8 +63,8 @@ func (r Resources) validate(at string, f *fields) {
 	if r.MemoryBytes != 0 && (r.MemoryBytes < 6<<20 || r.MemoryBytes > 1<<44) {
 		f.add(at+".memory_bytes", "out_of_range", "must be at least 6291456 (6 MiB), or left out")
 	}
-	if r.PIDs != 0 && (r.PIDs < 1 || r.PIDs > 4_000_000) {
-		f.add(at+".pids", "out_of_range", "must be between 1 and 4000000, or left out")
+	if r.PIDs != 0 && (r.PIDs < 1 || r.PIDs > 32768) {
+		f.add(at+".pids", "out_of_range", "must be between 1 and 32768, or left out")
 	}
 }
 

@@ -151,6 +151,10 @@ type Build struct {
 	Dockerfile string // relative to ContextDir
 	Args       Env
 	Target     string
-	Secrets    Env    // available to RUN --mount=type=secret,id=KEY
-	Tag        string // e.g. denia/shop/web:12
+	Secrets    Env // available to RUN --mount=type=secret,id=KEY
+
+	// Scope is the project: builds of different scopes share neither the
+	// results of steps nor cache mounts.
+	Scope ID
+	Tag   string // e.g. denia/shop/web:12
 }

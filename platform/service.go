@@ -2,8 +2,10 @@ package platform
 
 import (
 	"fmt"
+	"net/url"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -279,6 +281,9 @@ func (r RunSpec) validateRun(f *fields) {
 		if !strings.HasPrefix(v.Path, "/") || path.Clean(v.Path) != v.Path || v.Path == "/" || strings.ContainsAny(v.Path, ":\x00") {
 			f.add(at+".path", "bad_path", "must be a clean absolute path other than /, without ':'")
 		}
+		if kernel := strings.SplitN(v.Path, "/", 3)[min(1, strings.Count(v.Path, "/"))]; len(v.Path) > 1024 || slices.Contains([]string{"proc", "sys", "dev"}, kernel) {
+			f.add(at+".path", "bad_path", "must be at most 1024 bytes, and not below /proc, /sys or /dev")
+		}
 		if seen[v.Path] || seen["name:"+v.Name] {
 			f.add(at, "duplicate", "name and path must each be unique among the volumes")
 		}
@@ -299,6 +304,8 @@ func (h HealthCheck) validate(at string, f *fields) {
 	}
 	if !strings.HasPrefix(h.Path, "/") || len(h.Path) > 2048 || strings.ContainsAny(h.Path, " \r\n\x00#") {
 		f.add(at+".path", "bad_path", "must start with / and hold no space, line break or #")
+	} else if _, err := url.ParseRequestURI(h.Path); err != nil {
+		f.add(at+".path", "bad_path", "is no path of a URL: percent signs must start an escape such as %%20")
 	}
 	if _, err := ParseStatus(h.Status); err != nil {
 		f.add(at+".status", "bad_value", "%v; write for example 200-399", err)

@@ -66,11 +66,11 @@ type Options struct {
 	UploadsDir   string        // where an upload's bytes lie, under its id; exists already
 	UploadLimits source.Limits // zero fields: source.DefaultLimits
 
-	AdminToken    string // empty: no admin token is accepted
-	BaseDomain    string // empty: "localhost"
+	AdminToken    string        // empty: no admin token is accepted
+	BaseDomain    string        // empty: "localhost"
 	ControlDomain func() string // as it is now, for GET /v1/node; nil: none
-	DataDir       string // the disk reported by GET /v1/node
-	Version       string // Denia's version, for GET /v1/node
+	DataDir       string        // the disk reported by GET /v1/node
+	Version       string        // Denia's version, for GET /v1/node
 
 	// Client tells who is at the other end, behind trusted proxies; trusted
 	// says whether the peer itself is such a proxy, so that its
@@ -106,9 +106,13 @@ type API struct {
 	cpu       cpuMeter
 
 	closing chan struct{}
-	mu      sync.Mutex // guards closed and streams.Add
+	mu      sync.Mutex // guards closed, open, opened and streams.Add
 	closed  bool
 	streams sync.WaitGroup
+	open    map[platform.ID]int // streams by token
+	opened  int
+
+	logReads chan struct{} // stored logs being read and sent
 }
 
 // New makes an API. It starts no goroutine.
@@ -133,6 +137,8 @@ func New(o Options) (*API, error) {
 		hashing:   make(chan struct{}, concurrentHashes),
 		events:    newEventLog(),
 		closing:   make(chan struct{}),
+		open:      map[platform.ID]int{},
+		logReads:  make(chan struct{}, concurrentLogReads),
 	}
 	mux, doc, err := a.router()
 	if err != nil {

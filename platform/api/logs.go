@@ -22,6 +22,9 @@ const (
 	defaultTail = 200
 	maxTail     = 10_000
 
+	// concurrentLogReads bounds memory: a log may be as large as its cap.
+	concurrentLogReads = 4
+
 	// settleAfter is how long the log of a finished deployment may still grow:
 	// its end is marked by whoever finished it, unless that crashed in between.
 	settleAfter = 3 * time.Second
@@ -104,6 +107,14 @@ func (a *API) serviceLogs(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, err)
 		return
 	}
+	// What is asked for is in memory until the client has taken it.
+	select {
+	case a.logReads <- struct{}{}:
+		defer func() { <-a.logReads }()
+	case <-r.Context().Done():
+		return
+	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(stallAfter)) // not every writer has deadlines
 	var lines []platform.LogLine
 	if query.Tail > 0 {
 		if lines, err = a.Logs.Read(serviceLogKey(c.service.ID), query); err != nil {

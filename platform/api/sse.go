@@ -13,9 +13,12 @@ import (
 )
 
 const (
-	keepAlive    = 15 * time.Second // a comment is sent so often
-	recheckEvery = 2 * time.Second  // a revoked principal's stream ends after this
-	stallAfter   = time.Minute      // a client that takes nothing for so long is cut; it can resume
+	keepAlive          = 15 * time.Second // a comment is sent so often
+	maxStreamsPerToken = 50
+	maxStreams         = 1000
+
+	recheckEvery = 2 * time.Second // a revoked principal's stream ends after this
+	stallAfter   = time.Minute     // a client that takes nothing for so long is cut; it can resume
 )
 
 // sse writes Server-Sent Events. Only its handler's goroutine writes.
@@ -60,15 +63,12 @@ func (s *sse) flush() error {
 // the client goes away, the process drains, or the caller loses the right to
 // what the route serves; a write that blocks ends then too.
 func (a *API) stream(w http.ResponseWriter, r *http.Request, run func(context.Context, *sse) error) {
-	a.mu.Lock()
-	if a.closed {
-		a.mu.Unlock()
-		fail(w, r, platform.Errorf(platform.Unavailable, "draining", "Denia is shutting down: connect again in a moment"))
+	end, err := a.beginStream(callFrom(r.Context()).identity().Principal)
+	if err != nil {
+		fail(w, r, err)
 		return
 	}
-	a.streams.Add(1)
-	a.mu.Unlock()
-	defer a.streams.Done()
+	defer end()
 
 	control := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -90,7 +90,7 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request, run func(context.Co
 		cancel()
 		_ = control.SetWriteDeadline(time.Unix(1, 0)) // unblocks a write to a client that takes nothing
 	})
-	err := run(ctx, &sse{w: w, control: control})
+	err = run(ctx, &sse{w: w, control: control})
 	cancel()
 	watching.Wait()
 	// What the connection is used for next must not meet our deadline.
@@ -98,6 +98,32 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request, run func(context.Co
 	if err != nil && !errors.Is(err, context.Canceled) {
 		a.Log.Debug("a stream ended early", "request_id", callFrom(r.Context()).id, "error", err)
 	}
+}
+
+// beginStream counts a stream in, and returns what counts it out.
+func (a *API) beginStream(p platform.Principal) (end func(), err error) {
+	who := p.TokenID // zero for the admin token, which is one principal too
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.closed:
+		return nil, platform.Errorf(platform.Unavailable, "draining", "Denia is shutting down: connect again in a moment")
+	case a.open[who] >= maxStreamsPerToken || a.opened >= maxStreams:
+		return nil, platform.Errorf(platform.RateLimited, "too_many_streams",
+			"there may be %d streams open at a time per token and %d in all: close some first", maxStreamsPerToken, maxStreams)
+	}
+	a.streams.Add(1)
+	a.open[who]++
+	a.opened++
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.opened--
+		if a.open[who]--; a.open[who] == 0 {
+			delete(a.open, who)
+		}
+		a.streams.Done()
+	}, nil
 }
 
 // watchStream returns when the stream has to end.

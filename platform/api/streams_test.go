@@ -432,3 +432,39 @@ func TestEvents(t *testing.T) {
 		t.Errorf("a client that cannot resume gets %+v", got)
 	}
 }
+
+// One token can have so many streams open and no more; others are not held up
+// by it, and a closed one makes room.
+func TestStreamsPerTokenAreBounded(t *testing.T) {
+	e := newEnv(t)
+	url, token := e.serve().URL, e.super()
+	var first *stream
+	for i := range 50 {
+		s := e.open(url, token, "/v1/events")
+		if i == 0 {
+			first = s
+		}
+	}
+	refused := func() bool {
+		r := request(token, "GET", url+"/v1/events", nil)
+		r.RequestURI, r.Host = "", ""
+		ctx, cancel := context.WithCancel(e.ctx)
+		defer cancel()
+		reply, err := http.DefaultClient.Do(r.WithContext(ctx))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer reply.Body.Close()
+		return reply.StatusCode == http.StatusTooManyRequests
+	}
+	if !refused() {
+		t.Error("a 51st stream of one token is not refused")
+	}
+	e.open(url, e.super(), "/v1/events").close()
+	first.close()
+	for deadline := time.Now().Add(10 * time.Second); refused(); {
+		if time.Now().After(deadline) {
+			t.Fatal("a closed stream makes no room")
+		}
+	}
+}

@@ -2,13 +2,18 @@ package docker
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -122,12 +127,25 @@ func (e *Engine) frontendAttrs(b platform.Build, dockerfile string, tag referenc
 	// syntax line, or the argument BUILDKIT_SYNTAX, names.
 	attrs["cmdline"] = "docker/dockerfile"
 	attrs["cpushares"] = buildCPUShares
-	// Cache mounts are shared within a project and with no other.
-	attrs["build-arg:BUILDKIT_CACHE_MOUNT_NS"] = "denia-" + short(e.instance, path.Dir(reference.Path(tag)))
+	// Cache mounts are shared within a project and with no other. So are the
+	// results of steps, and only while the secrets are the same: BuildKit
+	// leaves secrets out of a step's key, but its host name is part of it.
+	scope := short(e.instance, string(b.Scope), path.Dir(reference.Path(tag)))
+	attrs["build-arg:BUILDKIT_CACHE_MOUNT_NS"] = "denia-" + scope
+	attrs["build-arg:BUILDKIT_SANDBOX_HOSTNAME"] = "denia-" + short(scope, secretsKey(b.Secrets))
 	if b.Target != "" {
 		attrs["target"] = b.Target
 	}
 	return attrs
+}
+
+// secretsKey changes with the secrets and tells nothing about them.
+func secretsKey(secrets platform.Env) string {
+	sum := sha256.New()
+	for _, key := range slices.Sorted(maps.Keys(secrets)) {
+		fmt.Fprintf(sum, "%d:%s%d:%s", len(key), key, len(secrets[key]), secrets[key])
+	}
+	return hex.EncodeToString(sum.Sum(nil))
 }
 
 // findDockerfile checks that the Dockerfile is there and wants no foreign
@@ -214,6 +232,26 @@ func (b bases) ResolveImageConfig(ctx context.Context, ref string, opt sourceres
 	}
 	return resolved, dgst, config, err
 }
+
+// Solve refuses what the engine would fetch by itself: it does so in the
+// host's network, where a Dockerfile could read what listens on loopback only.
+func (b bases) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+	if req.Definition != nil {
+		for _, raw := range req.Definition.Def {
+			var op pb.Op
+			if err := op.UnmarshalVT(raw); err != nil {
+				return nil, fmt.Errorf("reading the build's steps: %w", err)
+			}
+			if source := op.GetSource(); source != nil && remote.MatchString(source.Identifier) {
+				return nil, platform.Errorf(platform.Invalid, platform.CodeDockerfileInvalid,
+					"ADD cannot fetch %s: the engine would, from the host's own network; fetch it in a RUN step, or upload it with the context", source.Identifier)
+			}
+		}
+	}
+	return b.Client.Solve(ctx, req)
+}
+
+var remote = regexp.MustCompile(`^(https?|git|oci-layout)://`)
 
 func (b bases) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
 	image, isImage := strings.CutPrefix(op.Identifier, "docker-image://")

@@ -201,6 +201,59 @@ func TestBuildSecretsReachOnlyTheStep(t *testing.T) {
 	}
 }
 
+// What a secret left in a step's result is seen by no build of another
+// project, and by none after the secret has changed.
+func TestBuildResultsWithSecretsAreNotShared(t *testing.T) {
+	e := open(t)
+	files := map[string]string{
+		"Dockerfile": "FROM BASE\nRUN --mount=type=secret,id=TOKEN,required=true cp /run/secrets/TOKEN /kept\nCMD cat /kept\n",
+	}
+	with := func(scope platform.ID, secrets platform.Env) func(*platform.Build) {
+		return func(b *platform.Build) { b.Scope, b.Secrets = scope, secrets }
+	}
+	theirs, log, err := build(t, e, files, with("theirs", platform.Env{"TOKEN": "first"}))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	if got := output(t, e, theirs); got != "first" {
+		t.Errorf("the image writes %q", got)
+	}
+	rotated, log, err := build(t, e, files, with("theirs", platform.Env{"TOKEN": "second"}))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	if got := output(t, e, rotated); got != "second" {
+		t.Errorf("after the secret changed the image writes %q", got)
+	}
+	if stolen, _, err := build(t, e, files, with("ours", nil)); err == nil {
+		t.Errorf("without the secret, another project's build has its result: %q", output(t, e, stolen))
+	}
+	if same, _, err := build(t, e, files, with("ours", platform.Env{"TOKEN": "ours"})); err != nil || output(t, e, same) != "ours" {
+		t.Errorf("another project's build with a secret of its own: %v", err)
+	}
+}
+
+// A changed file is built anew even where its size and time are the same.
+func TestBuildSeesAChangeThatSizeAndTimeHide(t *testing.T) {
+	e := open(t)
+	for _, text := range []string{"one", "two"} {
+		a, log, err := build(t, e, map[string]string{"Dockerfile": "FROM BASE\nCOPY text /text\nCMD cat /text\n", "text": text}, func(b *platform.Build) {
+			b.Tag = "denia/" + run + "/sametime:1"
+			for _, name := range []string{"text", "Dockerfile"} {
+				if err := os.Chtimes(filepath.Join(b.ContextDir, name), time.Unix(1e9, 0), time.Unix(1e9, 0)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		if err != nil {
+			t.Fatalf("%v\n%s", err, log)
+		}
+		if got := output(t, e, a); got != text {
+			t.Errorf("the image writes %q, want %q", got, text)
+		}
+	}
+}
+
 func TestBuildFailures(t *testing.T) {
 	e := open(t)
 	for _, c := range []struct {
@@ -228,6 +281,10 @@ func TestBuildFailures(t *testing.T) {
 			platform.CodeDockerfileInvalid, []string{appImage.Image}},
 		{"mounted from somebody's service", map[string]string{"Dockerfile": "FROM scratch\nRUN --mount=from=" + appImage.Image + ",target=/x true\n"},
 			platform.CodeDockerfileInvalid, []string{appImage.Image}},
+		{"a URL to add", map[string]string{"Dockerfile": "FROM scratch\nADD http://127.0.0.1:1/x /x\n"},
+			platform.CodeDockerfileInvalid, []string{"http://127.0.0.1:1/x", "RUN"}},
+		{"a repository to add", map[string]string{"Dockerfile": "FROM scratch\nADD https://127.0.0.1:1/x.git /x\n"},
+			platform.CodeDockerfileInvalid, []string{"127.0.0.1:1/x.git"}},
 		{"no Dockerfile", map[string]string{"other": ""}, platform.CodeDockerfileMissing, []string{"Dockerfile"}},
 		{"Dockerfile is a directory", map[string]string{"Dockerfile/x": ""}, platform.CodeDockerfileMissing, []string{"Dockerfile"}},
 		{"disk full", map[string]string{"Dockerfile": "FROM BASE\nCOPY file /\nRUN cat /file >&2; exit 1\n", "file": "write: No space left on device\n"},

@@ -153,7 +153,12 @@ func (e *Engine) pullFailed(ctx context.Context, err error, name string) error {
 }
 
 func pullError(err error, name string) *platform.Error {
-	words := engineWords(err.Error())
+	// Engines quote what the registry's host answered. It may be no registry,
+	// and its words nobody's to read.
+	words, _, quoted := strings.Cut(engineWords(err.Error()), "error parsing HTTP")
+	if quoted {
+		words += "its answer is no registry's"
+	}
 	text := strings.ToLower(words)
 	has := func(any ...string) bool {
 		for _, part := range any {
