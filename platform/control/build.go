@@ -30,21 +30,20 @@ func (p *Plane) kickBuilder() {
 // buildLoop takes pending deployments that need an image, oldest first. Rows
 // found building at the start are of a process that died: they are built
 // again.
-func (p *Plane) buildLoop() {
-	defer p.wg.Done()
+func (p *Plane) buildLoop(ctx context.Context) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
-		for p.ctx.Err() == nil {
-			d, ok := p.nextBuild()
+		for ctx.Err() == nil {
+			d, ok := p.nextBuild(ctx)
 			if !ok {
 				break
 			}
 			p.kickBuilder()
-			p.build(d)
+			p.build(ctx, d)
 		}
 		select {
-		case <-p.ctx.Done():
+		case <-ctx.Done():
 			return
 		case <-p.buildKick:
 		case <-ticker.C:
@@ -53,8 +52,8 @@ func (p *Plane) buildLoop() {
 }
 
 // nextBuild returns a building row nobody works on, else claims a pending one.
-func (p *Plane) nextBuild() (platform.Deployment, bool) {
-	unfinished, err := p.Store.Unfinished(p.ctx)
+func (p *Plane) nextBuild(ctx context.Context) (platform.Deployment, bool) {
+	unfinished, err := p.Store.Unfinished(ctx)
 	if err != nil {
 		p.logFailure("reading unfinished deployments", err)
 		return platform.Deployment{}, false
@@ -64,7 +63,7 @@ func (p *Plane) nextBuild() (platform.Deployment, bool) {
 			return d, true
 		}
 	}
-	d, ok, err := p.Store.ClaimBuild(p.ctx)
+	d, ok, err := p.Store.ClaimBuild(ctx)
 	if err != nil {
 		p.logFailure("claiming a build", err)
 		return platform.Deployment{}, false
@@ -87,31 +86,48 @@ func (p *Plane) own(id platform.ID) bool {
 	return true
 }
 
+func (p *Plane) disown(id platform.ID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.builds, id)
+}
+
+// logFailure logs what an operator should know; that something was ended is no
+// failure.
 func (p *Plane) logFailure(doing string, err error) {
-	if p.ctx.Err() == nil {
+	if p.ctx.Err() == nil && !errors.Is(err, context.Canceled) {
 		p.Log.Error(doing+" failed", "error", err)
 	}
 }
 
 // build makes or fetches the image of one deployment and hands it on as
-// starting. Whatever goes wrong ends in failed or canceled, unless the process
-// is going down: then the row stays building and is built again.
-func (p *Plane) build(d platform.Deployment) {
-	ctx, cancel := context.WithCancelCause(p.ctx)
+// starting. Whatever goes wrong ends in failed or canceled, unless the term
+// ends: then the row stays building and is built again.
+func (p *Plane) build(term context.Context, d platform.Deployment) {
+	ctx, cancel := context.WithCancelCause(term)
 	p.mu.Lock()
 	p.builds[d.ID] = cancel
 	p.mu.Unlock()
 	defer func() {
 		cancel(nil)
-		p.mu.Lock()
-		delete(p.builds, d.ID)
-		p.mu.Unlock()
+		p.disown(d.ID)
 		p.wake(d.ServiceID)
 		p.topics.publish(d.ID)
 		p.kickBuilder()
 	}()
-	// A cancel may have come between the claim and the line above.
-	if now, err := p.Store.Deployment(ctx, d.ID); err == nil && now.CancelRequested {
+	// Between the claim and the lines above a cancel may have come, or another
+	// worker may have finished it.
+	row, err := p.Store.Deployment(ctx, d.ID)
+	if err != nil {
+		if !p.movedOn("reading the deployment to build", err) {
+			sleep(term, time.Second)
+		}
+		return
+	}
+	if d = row; d.Status != platform.Building {
+		return
+	}
+	if d.CancelRequested {
 		cancel(errCanceled)
 	}
 
@@ -120,37 +136,38 @@ func (p *Plane) build(d platform.Deployment) {
 		name, limit = "pull", p.PullTimeout
 	}
 	d.Phases = []platform.Phase{{Name: name, StartedAt: time.Now().UTC()}}
-	if err := p.Store.SavePhases(ctx, d.ID, d.Phases); err != nil {
-		p.logFailure("saving phases", err)
+	if err := p.Store.SavePhases(term, d.ID, d.Phases); err != nil {
+		p.movedOn("saving phases", err)
 	}
 	p.topics.publish(d.ID, d.ServiceID)
 	ctx, stop := context.WithTimeoutCause(ctx, limit, errTimeout)
 	defer stop()
 
 	artifact, err := p.image(ctx, d)
-	if p.ctx.Err() != nil {
+	if term.Err() != nil {
 		return
 	}
+	settled := true
 	switch cause := context.Cause(ctx); {
 	case err == nil:
-		err = p.imageReady(d, artifact)
-		if err != nil {
-			p.logFailure("recording the image", err)
-		}
+		settled = p.imageReady(term, d, artifact)
 	case errors.Is(cause, errCanceled):
-		p.end(d, platform.Building, platform.Canceled, &platform.DeploymentError{Code: platform.CodeCanceled, Message: "The deployment was canceled."})
+		settled = p.end(term, d, platform.Building, platform.Canceled, &platform.DeploymentError{Code: platform.CodeCanceled, Message: "The deployment was canceled."})
 	case errors.Is(cause, errTimeout):
 		code := platform.CodeBuildTimeout
 		if name == "pull" {
 			code = platform.CodePullTimeout
 		}
-		p.end(d, platform.Building, platform.Failed, &platform.DeploymentError{Code: code, Message: fmt.Sprintf(
+		settled = p.end(term, d, platform.Building, platform.Failed, &platform.DeploymentError{Code: code, Message: fmt.Sprintf(
 			"The %s was ended after %s, its time limit. See the last lines of the log for what it was waiting for.", name, limit), Evidence: p.logTail(d.ID)})
 	default:
-		p.end(d, platform.Building, platform.Failed, buildError(err, p.logTail(d.ID)))
+		settled = p.end(term, d, platform.Building, platform.Failed, buildError(err, p.logTail(d.ID)))
 		if platform.KindOf(err) == platform.Internal {
 			p.Log.Error("a build failed for an internal reason", "deployment", d.ID, "error", err)
 		}
+	}
+	if !settled {
+		sleep(term, time.Second) // it will be built again
 	}
 }
 
@@ -173,17 +190,31 @@ func (p *Plane) logTail(id platform.ID) *platform.Evidence {
 	return &platform.Evidence{LogTail: texts(lines)}
 }
 
-func (p *Plane) imageReady(d platform.Deployment, artifact platform.Artifact) error {
+// imageReady hands the deployment on. False: it could not be recorded.
+func (p *Plane) imageReady(ctx context.Context, d platform.Deployment, artifact platform.Artifact) bool {
 	now := time.Now().UTC()
-	_, err := p.Store.Advance(p.ctx, d.ID, platform.Building, platform.Starting, func(row *platform.Deployment) {
+	_, err := p.Store.Advance(ctx, d.ID, platform.Building, platform.Starting, func(row *platform.Deployment) {
 		row.Artifact = &artifact
 		row.Phases = append(endPhases(d.Phases, now), platform.Phase{Name: "start", StartedAt: now})
 	})
 	if err != nil {
-		return err
+		return p.movedOn("recording the image", err)
 	}
 	p.say(d.ID, "image %s ready (%s, %s)", artifact.Image, short(artifact.Digest), megabytes(artifact.SizeBytes))
-	return p.dropUpload(d)
+	if err := p.dropUpload(ctx, d); err != nil {
+		p.logFailure("dropping an upload", err)
+	}
+	return true
+}
+
+// movedOn tells whether a change failed because the deployment is in another
+// state by now, or was deleted with its service.
+func (p *Plane) movedOn(doing string, err error) bool {
+	if kind := platform.KindOf(err); kind == platform.NotFound || kind == platform.Conflict {
+		return true
+	}
+	p.logFailure(doing, err)
+	return false
 }
 
 // image builds or pulls, writing progress into the deployment's log.
@@ -299,18 +330,18 @@ func (p *Plane) checkReserve() error {
 }
 
 // dropUpload removes the bytes of a used upload, then its row.
-func (p *Plane) dropUpload(d platform.Deployment) error {
+func (p *Plane) dropUpload(ctx context.Context, d platform.Deployment) error {
 	if d.Source.UploadID == "" {
 		return nil
 	}
 	if err := os.Remove(p.UploadPath(d.Source.UploadID)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("removing the upload: %w", err)
 	}
-	return p.Store.DeleteUpload(p.ctx, d.Source.UploadID)
+	return p.Store.DeleteUpload(ctx, d.Source.UploadID)
 }
 
-// end finishes a deployment without success.
-func (p *Plane) end(d platform.Deployment, from, to platform.Status, cause *platform.DeploymentError) {
+// end finishes a deployment without success. False: it could not be recorded.
+func (p *Plane) end(ctx context.Context, d platform.Deployment, from, to platform.Status, cause *platform.DeploymentError) bool {
 	redact := p.redactor(d)
 	cause.Message = redact.String(cause.Message)
 	if cause.Evidence != nil {
@@ -320,23 +351,21 @@ func (p *Plane) end(d platform.Deployment, from, to platform.Status, cause *plat
 		cause.Evidence.LastProbe = redact.String(cause.Evidence.LastProbe)
 	}
 	now := time.Now().UTC()
-	_, err := p.Store.Advance(p.ctx, d.ID, from, to, func(row *platform.Deployment) {
+	_, err := p.Store.Advance(ctx, d.ID, from, to, func(row *platform.Deployment) {
 		row.Error = cause
 		row.Phases = endPhases(row.Phases, now)
 	})
 	if err != nil {
-		if platform.KindOf(err) != platform.NotFound {
-			p.logFailure("ending a deployment", err)
-		}
-		return
+		return p.movedOn("ending a deployment", err)
 	}
 	p.say(d.ID, "%s: %s", to, cause.Message)
 	p.finishLog(d.ID)
-	if err := p.dropUpload(d); err != nil {
+	if err := p.dropUpload(ctx, d); err != nil {
 		p.logFailure("dropping an upload", err)
 	}
 	p.topics.publish(d.ID, d.ServiceID)
 	p.kickBuilder()
+	return true
 }
 
 func endPhases(phases []platform.Phase, now time.Time) []platform.Phase {

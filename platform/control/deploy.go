@@ -2,15 +2,21 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"reflect"
+	"slices"
 
 	"github.com/denia-paas/denia/platform"
+	"github.com/denia-paas/denia/platform/store"
 )
 
 // Deploy records a deployment and wakes whoever carries it out. It freezes the
 // configuration in force now. A stopped service is started by it.
 func (p *Plane) Deploy(ctx context.Context, req platform.DeployRequest) (platform.Deployment, error) {
+	p.orders.Lock()
+	defer p.orders.Unlock()
 	service, err := p.Store.Service(ctx, req.ServiceID)
 	if err != nil {
 		return platform.Deployment{}, err
@@ -112,6 +118,13 @@ func (p *Plane) create(ctx context.Context, d platform.Deployment) (platform.Dep
 // be done: no release is active, what runs would not change, or a deployment
 // that has not started its replicas yet took the configuration up.
 func (p *Plane) Apply(ctx context.Context, id platform.ID, actor string) (platform.Deployment, bool, error) {
+	p.orders.Lock()
+	defer p.orders.Unlock()
+	return p.apply(ctx, id, actor)
+}
+
+// apply needs orders to be held.
+func (p *Plane) apply(ctx context.Context, id platform.ID, actor string) (platform.Deployment, bool, error) {
 	service, err := p.Store.Service(ctx, id)
 	if err != nil {
 		return platform.Deployment{}, false, err
@@ -128,20 +141,39 @@ func (p *Plane) Apply(ctx context.Context, id platform.ID, actor string) (platfo
 		return platform.Deployment{}, false, err
 	}
 	defer p.wake(id)
-	if service.ActiveDeploymentID == "" || service.Stopped {
-		return platform.Deployment{}, false, nil
-	}
-	active, err := p.Store.Deployment(ctx, service.ActiveDeploymentID)
-	if err != nil {
+	coming, ok, err := p.coming(ctx, service)
+	if err != nil || !ok || service.Stopped || sameConfig(coming.Config, &config) {
 		return platform.Deployment{}, false, err
 	}
-	if unfinished, err := p.Store.UnfinishedOf(ctx, id); err != nil || len(unfinished) == 0 && sameConfig(active.Config, &config) {
-		return platform.Deployment{}, false, err
+	source := platform.Source{Type: platform.SourceRedeploy}
+	if coming.Status == platform.Pending {
+		// A rollback that has not begun. This deployment takes its place, so
+		// it has to bring what was asked for: that image.
+		source.DeploymentID = coming.Source.DeploymentID
 	}
 	d, err := p.create(ctx, platform.Deployment{
 		ServiceID: id, Status: platform.Pending, Trigger: platform.TriggerConfig, Actor: actor,
-		Source: platform.Source{Type: platform.SourceRedeploy}, Config: &config,
+		Source: source, Config: &config,
 	})
+	return d, err == nil, err
+}
+
+// coming returns the deployment that will be the active one if all goes well:
+// the newest that is under way, else the one that is.
+func (p *Plane) coming(ctx context.Context, service platform.Service) (d platform.Deployment, ok bool, err error) {
+	unfinished, err := p.Store.UnfinishedOf(ctx, service.ID)
+	if err != nil {
+		return d, false, err
+	}
+	for _, d := range slices.Backward(unfinished) {
+		if !d.CancelRequested {
+			return d, true, nil
+		}
+	}
+	if service.ActiveDeploymentID == "" {
+		return d, false, nil
+	}
+	d, err = p.Store.Deployment(ctx, service.ActiveDeploymentID)
 	return d, err == nil, err
 }
 
@@ -176,6 +208,8 @@ func normal(c platform.ReleaseConfig) platform.ReleaseConfig {
 
 // Restart rolls the active release over to fresh replicas of itself.
 func (p *Plane) Restart(ctx context.Context, id platform.ID, actor string) (platform.Deployment, error) {
+	p.orders.Lock()
+	defer p.orders.Unlock()
 	service, err := p.Store.Service(ctx, id)
 	if err != nil {
 		return platform.Deployment{}, err
@@ -207,14 +241,32 @@ func (p *Plane) Restart(ctx context.Context, id platform.ID, actor string) (plat
 // Starting brings the active release back, and rolls it over when the
 // configuration has changed meanwhile.
 func (p *Plane) SetStopped(ctx context.Context, id platform.ID, stopped bool, actor string) error {
+	p.orders.Lock()
+	defer p.orders.Unlock()
 	if err := p.Store.SetStopped(ctx, id, stopped); err != nil {
 		return err
 	}
 	defer p.wake(id)
 	if !stopped {
-		_, _, err := p.Apply(ctx, id, actor)
+		_, _, err := p.apply(ctx, id, actor)
 		return err
 	}
+	return p.cancelUnfinished(ctx, id, actor)
+}
+
+// cancelOfStopped cancels what is unfinished of a service that is stopped:
+// something has died between the two halves of an order.
+func (p *Plane) cancelOfStopped(ctx context.Context, id platform.ID) error {
+	p.orders.Lock()
+	defer p.orders.Unlock()
+	service, err := p.Store.Service(ctx, id)
+	if err != nil || !service.Stopped {
+		return err
+	}
+	return p.cancelUnfinished(ctx, id, "stop")
+}
+
+func (p *Plane) cancelUnfinished(ctx context.Context, id platform.ID, actor string) error {
 	unfinished, err := p.Store.UnfinishedOf(ctx, id)
 	if err != nil {
 		return fmt.Errorf("reading unfinished deployments: %w", err)
@@ -252,7 +304,17 @@ func (p *Plane) Cancel(ctx context.Context, id platform.ID, actor string) (platf
 // DeleteService removes the row and with it the route; the supervisor then
 // removes containers and logs. Named volumes go only when asked for.
 func (p *Plane) DeleteService(ctx context.Context, id platform.ID, volumes bool) error {
+	p.orders.Lock()
+	defer p.orders.Unlock()
 	service, err := p.Store.Service(ctx, id)
+	if err != nil {
+		return err
+	}
+	unfinished, err := p.Store.UnfinishedOf(ctx, id)
+	if err != nil {
+		return fmt.Errorf("reading unfinished deployments: %w", err)
+	}
+	logs, err := p.logsOf(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -260,11 +322,10 @@ func (p *Plane) DeleteService(ctx context.Context, id platform.ID, volumes bool)
 	if volumes && s != nil {
 		s.dropVolumes(service.Volumes)
 	}
-	unfinished, err := p.Store.UnfinishedOf(ctx, id)
-	if err != nil {
-		return fmt.Errorf("reading unfinished deployments: %w", err)
-	}
 	if err := p.Store.DeleteService(ctx, id); err != nil {
+		if s != nil {
+			s.dropVolumes(nil) // a later deletion may want to keep them
+		}
 		return err
 	}
 	p.mu.Lock()
@@ -275,7 +336,37 @@ func (p *Plane) DeleteService(ctx context.Context, id platform.ID, volumes bool)
 	}
 	p.mu.Unlock()
 	p.Kick(id)
+	for _, key := range logs {
+		if err := p.Logs.Remove(key); err != nil {
+			p.logFailure("removing a deployment log", err)
+		}
+	}
+	for _, d := range unfinished {
+		if d.Source.UploadID == "" {
+			continue
+		}
+		if err := os.Remove(p.UploadPath(d.Source.UploadID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			p.logFailure("removing an upload", err)
+		}
+	}
 	return nil
+}
+
+// logsOf lists the log keys of a service's deployments.
+func (p *Plane) logsOf(ctx context.Context, id platform.ID) (keys []string, err error) {
+	for page := (store.Page{}); ; {
+		list, next, err := p.Store.Deployments(ctx, id, page)
+		if err != nil {
+			return nil, fmt.Errorf("reading deployments: %w", err)
+		}
+		for _, d := range list {
+			keys = append(keys, deploymentLog(d.ID))
+		}
+		if next == "" {
+			return keys, nil
+		}
+		page.Cursor = next
+	}
 }
 
 // finishLog ends a deployment's log: readers get their end of file.

@@ -28,7 +28,10 @@ const (
 func (s *supervisor) failure(ctx context.Context, w *world, pool ingress.PoolStatus) *platform.DeploymentError {
 	d := w.candidate
 	r := s.release(d.ID)
-	if e, ok := errors.AsType[*platform.Error](r.lastErr); ok {
+	if r.since.IsZero() {
+		r.since = w.now
+	}
+	if e, ok := errors.AsType[*platform.Error](r.err); ok {
 		switch e.Code {
 		case platform.CodeStartFailed, platform.CodeImageNotFound, platform.CodeDiskFull:
 			return &platform.DeploymentError{Code: e.Code, Message: e.Message}
@@ -43,20 +46,16 @@ func (s *supervisor) failure(ctx context.Context, w *world, pool ingress.PoolSta
 			return s.exited(ctx, d, replica)
 		}
 	}
-	began := d.CreatedAt
-	if n := len(d.Phases); n > 0 {
-		began = d.Phases[n-1].StartedAt
-	}
 	period := time.Duration(d.Config.HealthCheck.StartPeriodS) * time.Second
 	for _, replica := range w.replicas[d.ID] {
-		if replica.State == platform.ReplicaRunning && !isReady(pool, replica) && w.now.Sub(later(replica.StartedAt, began)) > period {
+		if replica.State == platform.ReplicaRunning && !isReady(pool, replica) && w.now.Sub(later(replica.StartedAt, r.since)) > period {
 			return s.notReady(ctx, d, replica, pool, period)
 		}
 	}
-	if w.now.Sub(began) > period+startAllowance {
+	if w.now.Sub(r.since) > period+startAllowance {
 		failure := &platform.DeploymentError{Code: platform.CodeEngineUnavailable, Message: fmt.Sprintf(
 			"The engine did not start the replicas within %s. Check that it is running and has room, then deploy again.", period+startAllowance)}
-		if e, ok := errors.AsType[*platform.Error](r.lastErr); ok {
+		if e, ok := errors.AsType[*platform.Error](r.err); ok {
 			failure.Message += " Its last word: " + e.Message
 		}
 		return failure
@@ -166,31 +165,4 @@ func (p *Plane) readTail(key, replica string) []platform.LogLine {
 		p.logFailure("reading a log", err)
 	}
 	return lines
-}
-
-// cancel ends a candidate a person canceled: its replicas go first, then the
-// status says so.
-func (s *supervisor) cancel(w *world) {
-	ctx, stop := context.WithTimeout(s.plane.ctx, time.Minute)
-	defer stop()
-	d := w.candidate
-	r := s.release(d.ID)
-	if r.busy != nil {
-		select {
-		case <-r.busy:
-		case <-ctx.Done():
-			return
-		}
-		r.busy = nil
-	}
-	w.candidate = nil
-	s.configure(w)
-	grace := 1
-	load := platform.Workload{ID: d.ID, ServiceID: s.id, Config: platform.ReleaseConfig{RunSpec: platform.RunSpec{StopGraceS: &grace}}}
-	if err := s.plane.Runtime.Ensure(ctx, load); err != nil {
-		s.plane.logFailure("removing the replicas of a canceled deployment", err)
-		s.plane.sleep(time.Second)
-		return
-	}
-	s.plane.end(*d, platform.Starting, platform.Canceled, &platform.DeploymentError{Code: platform.CodeCanceled, Message: "The deployment was canceled."})
 }

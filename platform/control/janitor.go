@@ -1,6 +1,8 @@
 package control
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,41 +21,40 @@ const (
 // janitor removes what no row explains: at the start, each minute and, the
 // slow things, each hour. It touches only what carries Denia's own labels or
 // lies in its own directories.
-func (p *Plane) janitor() {
-	defer p.wg.Done()
+func (p *Plane) janitor(ctx context.Context) {
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
 	for minute := 0; ; minute++ {
-		p.sweep("replicas and networks", p.sweepRuntime)
-		p.sweep("uploads", p.sweepUploads)
+		p.sweep(ctx, "replicas and networks", p.sweepRuntime)
+		p.sweep(ctx, "uploads", p.sweepUploads)
 		if minute%60 == 0 {
-			p.sweep("files", p.sweepFiles)
-			p.sweep("images", p.sweepImages)
-			p.sweep("rows", p.sweepRows)
+			p.sweep(ctx, "files", p.sweepFiles)
+			p.sweep(ctx, "images", p.sweepImages)
+			p.sweep(ctx, "rows", p.sweepRows)
 		}
 		select {
-		case <-p.ctx.Done():
+		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
 	}
 }
 
-func (p *Plane) sweep(what string, run func() error) {
-	if err := run(); err != nil {
+func (p *Plane) sweep(ctx context.Context, what string, run func(context.Context) error) {
+	if err := run(ctx); err != nil {
 		p.logFailure("sweeping "+what, err)
 	}
 }
 
-// sweepRuntime gives each service that exists only in the runtime a
-// supervisor, which removes it, and removes networks without a project or
-// without services.
-func (p *Plane) sweepRuntime() error {
-	projects, err := p.Runtime.Projects(p.ctx)
+// sweepRuntime gives each service a supervisor, those too that exist only in
+// the runtime: it removes them. Networks without a project or without services
+// go.
+func (p *Plane) sweepRuntime(ctx context.Context) error {
+	projects, err := p.Runtime.Projects(ctx)
 	if err != nil {
 		return fmt.Errorf("listing projects: %w", err)
 	}
-	replicas, err := p.Runtime.Replicas(p.ctx, "")
+	replicas, err := p.Runtime.Replicas(ctx, "")
 	if err != nil {
 		return fmt.Errorf("listing replicas: %w", err)
 	}
@@ -62,19 +63,20 @@ func (p *Plane) sweepRuntime() error {
 	}
 	// Rows are read after the runtime: a service made in between is not
 	// mistaken for a leftover.
-	refs, err := p.Store.AllServices(p.ctx)
+	refs, err := p.Store.AllServices(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the services: %w", err)
 	}
 	used := map[platform.ID]bool{}
 	for _, ref := range refs {
 		used[ref.ProjectID] = true
+		p.supervise(ref.ID)
 	}
 	for _, project := range projects {
 		if used[project] {
 			continue
 		}
-		if err := p.Runtime.RemoveProject(p.ctx, project); err != nil && platform.KindOf(err) != platform.Conflict {
+		if err := p.Runtime.RemoveProject(ctx, project); err != nil && platform.KindOf(err) != platform.Conflict {
 			return fmt.Errorf("removing the network of project %s: %w", project, err)
 		}
 	}
@@ -83,13 +85,13 @@ func (p *Plane) sweepRuntime() error {
 
 // sweepUploads removes uploads that expired or whose deployment has ended, and
 // files without a row.
-func (p *Plane) sweepUploads() error {
-	expired, err := p.Store.ExpiredUploads(p.ctx, time.Now())
+func (p *Plane) sweepUploads(ctx context.Context) error {
+	expired, err := p.Store.ExpiredUploads(ctx, time.Now())
 	if err != nil {
 		return fmt.Errorf("reading expired uploads: %w", err)
 	}
 	for _, u := range expired {
-		if err := p.dropUpload(platform.Deployment{Source: platform.Source{UploadID: u.ID}}); err != nil {
+		if err := p.dropUpload(ctx, platform.Deployment{Source: platform.Source{UploadID: u.ID}}); err != nil {
 			return err
 		}
 	}
@@ -99,7 +101,7 @@ func (p *Plane) sweepUploads() error {
 // sweepFiles removes files of uploads, builds and logs that no row explains.
 // Files are listed before the rows are read; an upload being received has no
 // row yet, so young files are left alone.
-func (p *Plane) sweepFiles() error {
+func (p *Plane) sweepFiles(ctx context.Context) error {
 	uploads, err := os.ReadDir(p.uploadsDir())
 	if err != nil {
 		return fmt.Errorf("listing uploads: %w", err)
@@ -108,7 +110,7 @@ func (p *Plane) sweepFiles() error {
 	if err != nil {
 		return fmt.Errorf("listing builds: %w", err)
 	}
-	ids, err := p.Store.UploadIDs(p.ctx)
+	ids, err := p.Store.UploadIDs(ctx)
 	if err != nil {
 		return fmt.Errorf("reading uploads: %w", err)
 	}
@@ -126,20 +128,25 @@ func (p *Plane) sweepFiles() error {
 		}
 	}
 	for _, entry := range builds {
-		p.mu.Lock()
-		_, busy := p.builds[platform.ID(entry.Name())]
-		p.mu.Unlock()
-		if busy {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(p.buildsDir(), entry.Name())); err != nil {
+		if err := p.dropBuild(platform.ID(entry.Name())); err != nil {
 			return fmt.Errorf("removing a build directory: %w", err)
 		}
 	}
-	return p.sweepLogs()
+	return p.sweepLogs(ctx)
 }
 
-func (p *Plane) sweepLogs() error {
+// dropBuild removes a build directory nobody works in. It owns the deployment
+// meanwhile: a build that begins now waits rather than lose its files.
+func (p *Plane) dropBuild(id platform.ID) error {
+	if !p.own(id) {
+		return nil
+	}
+	defer p.kickBuilder()
+	defer p.disown(id)
+	return os.RemoveAll(filepath.Join(p.buildsDir(), string(id)))
+}
+
+func (p *Plane) sweepLogs(ctx context.Context) error {
 	keys, err := p.Logs.Keys("")
 	if err != nil {
 		return fmt.Errorf("listing logs: %w", err)
@@ -149,9 +156,9 @@ func (p *Plane) sweepLogs() error {
 		var err error
 		switch kind {
 		case "services":
-			_, err = p.Store.Service(p.ctx, platform.ID(id))
+			_, err = p.Store.Service(ctx, platform.ID(id))
 		case "deployments":
-			_, err = p.Store.Deployment(p.ctx, platform.ID(id))
+			_, err = p.Store.Deployment(ctx, platform.ID(id))
 		}
 		if platform.KindOf(err) != platform.NotFound {
 			continue
@@ -166,45 +173,46 @@ func (p *Plane) sweepLogs() error {
 // sweepImages takes away the tags that no release within retention explains.
 // What is active or unfinished is always kept. Tags are listed before the rows
 // are read: one made in between is not mistaken for a leftover.
-func (p *Plane) sweepImages() error {
-	tags, err := p.Images.Tags(p.ctx)
+func (p *Plane) sweepImages(ctx context.Context) error {
+	tags, err := p.Images.Tags(ctx)
 	if err != nil {
 		return fmt.Errorf("listing images: %w", err)
 	}
-	refs, err := p.Store.AllServices(p.ctx)
+	refs, err := p.Store.AllServices(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the services: %w", err)
 	}
 	keep := map[string]bool{}
 	for _, ref := range refs {
-		if err := p.keepTags(ref, keep); err != nil {
+		if err := p.keepTags(ctx, ref, keep); err != nil {
 			return err
 		}
 	}
+	var errs []error
 	for _, tag := range tags {
 		if keep[tag] {
 			continue
 		}
-		if err := p.Images.Remove(p.ctx, tag); err != nil && platform.KindOf(err) != platform.Conflict {
-			return fmt.Errorf("removing image %s: %w", tag, err)
+		if err := p.Images.Remove(ctx, tag); err != nil && platform.KindOf(err) != platform.Conflict {
+			errs = append(errs, fmt.Errorf("removing image %s: %w", tag, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // keepTags adds the tags that a service still needs.
-func (p *Plane) keepTags(ref store.ServiceRef, keep map[string]bool) error {
-	kept, err := p.Store.HealthyHistory(p.ctx, ref.ID, p.KeepReleases)
+func (p *Plane) keepTags(ctx context.Context, ref store.ServiceRef, keep map[string]bool) error {
+	kept, err := p.Store.HealthyHistory(ctx, ref.ID, p.KeepReleases)
 	if err != nil {
 		return fmt.Errorf("reading past releases: %w", err)
 	}
-	unfinished, err := p.Store.UnfinishedOf(p.ctx, ref.ID)
+	unfinished, err := p.Store.UnfinishedOf(ctx, ref.ID)
 	if err != nil {
 		return fmt.Errorf("reading unfinished deployments: %w", err)
 	}
 	kept = append(kept, unfinished...)
 	if ref.ActiveDeploymentID != "" {
-		active, err := p.Store.Deployment(p.ctx, ref.ActiveDeploymentID)
+		active, err := p.Store.Deployment(ctx, ref.ActiveDeploymentID)
 		if err != nil {
 			return fmt.Errorf("reading the active deployment: %w", err)
 		}
@@ -220,15 +228,15 @@ func (p *Plane) keepTags(ref store.ServiceRef, keep map[string]bool) error {
 }
 
 // sweepRows forgets what has had its time.
-func (p *Plane) sweepRows() error {
+func (p *Plane) sweepRows(ctx context.Context) error {
 	now := time.Now()
-	if err := p.Store.DeleteExpiredTokens(p.ctx, now); err != nil {
+	if err := p.Store.DeleteExpiredTokens(ctx, now); err != nil {
 		return fmt.Errorf("deleting expired tokens: %w", err)
 	}
-	if err := p.Store.TrimIdempotency(p.ctx, now.Add(-replyKept)); err != nil {
+	if err := p.Store.TrimIdempotency(ctx, now.Add(-replyKept)); err != nil {
 		return fmt.Errorf("trimming stored replies: %w", err)
 	}
-	if err := p.Store.TrimAudit(p.ctx, now.Add(-auditKept)); err != nil {
+	if err := p.Store.TrimAudit(ctx, now.Add(-auditKept)); err != nil {
 		return fmt.Errorf("trimming the audit: %w", err)
 	}
 	return nil

@@ -7,7 +7,6 @@ package control
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -87,10 +86,23 @@ type Plane struct {
 	buildKick chan struct{}
 	routesMu  sync.Mutex // one rebuild of the route table at a time
 
+	// orders is held while an order of a person's is read, judged and
+	// recorded: a deployment must not freeze a configuration that a change
+	// beside it has just replaced. It is taken before any other lock.
+	orders sync.Mutex
+
 	mu          sync.Mutex
-	leading     bool
+	term        *term // nil while another node has the lease
 	supervisors map[platform.ID]*supervisor
 	builds      map[platform.ID]context.CancelCauseFunc // by deployment
+}
+
+// term is a time during which this node has the lease. All that acts runs
+// under its ctx and is counted in its wg.
+type term struct {
+	ctx context.Context
+	end context.CancelFunc
+	wg  sync.WaitGroup
 }
 
 // New makes a Plane. It starts nothing.
@@ -132,15 +144,15 @@ func (p *Plane) Start(ctx context.Context) error {
 	if held {
 		p.lead(ctx)
 	}
-	p.wg.Add(1)
-	go p.keepLease()
+	p.wg.Go(p.keepLease)
 	return nil
 }
 
 // keepLease renews the lease and, on a follower, waits for it. A leader that
-// cannot renew goes on acting until the lease would have run out for others.
+// cannot renew goes on acting until the lease has run out for others.
 func (p *Plane) keepLease() {
-	defer p.wg.Done()
+	defer p.follow()
+	renewed := time.Now()
 	ticker := time.NewTicker(leaseTTL / 3)
 	defer ticker.Stop()
 	for {
@@ -149,45 +161,72 @@ func (p *Plane) keepLease() {
 			return
 		case <-ticker.C:
 		}
-		held, err := p.Store.AcquireLease(p.ctx, lease, p.Node, leaseTTL, time.Now())
+		now := time.Now()
+		ctx, cancel := context.WithTimeout(p.ctx, leaseTTL/3)
+		held, err := p.Store.AcquireLease(ctx, lease, p.Node, leaseTTL, now)
+		cancel()
 		switch {
 		case err != nil:
-			if p.ctx.Err() == nil {
-				p.Log.Error("renewing the lease failed; trying again", "error", err)
+			p.logFailure("renewing the lease", err)
+			if now.Sub(renewed) >= leaseTTL*2/3 {
+				p.follow()
 			}
 		case held:
+			renewed = now
 			p.lead(p.ctx)
 		default:
+			p.follow()
 			if err := p.rebuildRoutes(p.ctx); err != nil {
-				p.Log.Error("following: reading the routes failed", "error", err)
+				p.logFailure("reading the routes of another node", err)
 			}
 		}
 	}
 }
 
-// lead starts the loops once.
+// lead starts the loops unless they run.
 func (p *Plane) lead(ctx context.Context) {
 	p.mu.Lock()
-	if p.leading || p.ctx.Err() != nil {
+	if p.term != nil || p.ctx.Err() != nil {
 		p.mu.Unlock()
 		return
 	}
-	p.leading = true
+	t := &term{}
+	t.ctx, t.end = context.WithCancel(p.ctx)
+	p.term = t
 	p.mu.Unlock()
 
 	refs, err := p.Store.AllServices(ctx)
 	if err != nil {
-		p.Log.Error("reading the services failed", "error", err)
+		p.logFailure("reading the services", err) // the janitor reads them again
 	}
 	for _, ref := range refs {
 		p.supervise(ref.ID)
 	}
-	p.wg.Add(2 + p.BuildWorkers)
-	go p.watch()
-	go p.janitor()
+	t.wg.Go(func() { p.watch(t.ctx) })
+	t.wg.Go(func() { p.janitor(t.ctx) })
 	for range p.BuildWorkers {
-		go p.buildLoop()
+		t.wg.Go(func() { p.buildLoop(t.ctx) })
 	}
+}
+
+// follow ends the loops if they run, and waits for them. What runs, and how
+// the ingress is configured, stays.
+func (p *Plane) follow() {
+	p.mu.Lock()
+	t := p.term
+	p.term = nil
+	p.mu.Unlock()
+	if t == nil {
+		return
+	}
+	if p.ctx.Err() == nil {
+		p.Log.Warn("the lease is lost; leaving the work to its holder")
+	}
+	t.end()
+	t.wg.Wait()
+	p.mu.Lock()
+	clear(p.supervisors)
+	p.mu.Unlock()
 }
 
 // Drain tells everything that lasts (log streams, waiting clients) that the
@@ -201,8 +240,11 @@ func (p *Plane) Draining() <-chan struct{} { return p.draining }
 // unfinished deployments are taken up again at the next start.
 func (p *Plane) Close() error {
 	p.Drain()
+	p.mu.Lock() // whoever has it has started what Wait waits for
 	p.cancel()
+	p.mu.Unlock()
 	p.wg.Wait()
+	p.follow() // where Start had begun and failed
 	p.collector.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -217,15 +259,14 @@ func (p *Plane) Close() error {
 func (p *Plane) supervise(id platform.ID) *supervisor {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.leading || p.ctx.Err() != nil {
+	if p.term == nil || p.ctx.Err() != nil {
 		return nil
 	}
 	s := p.supervisors[id]
 	if s == nil {
-		s = newSupervisor(p, id)
+		s = newSupervisor(p.term.ctx, p, id)
 		p.supervisors[id] = s
-		p.wg.Add(1)
-		go s.run()
+		p.term.wg.Go(s.run)
 	}
 	return s
 }
@@ -272,16 +313,21 @@ func (p *Plane) rebuildRoutes(ctx context.Context) error {
 
 // watch turns the runtime's events into kicks, and lists again whenever the
 // stream of events broke: engines keep few of them.
-func (p *Plane) watch() {
-	defer p.wg.Done()
-	for p.ctx.Err() == nil {
-		events, err := p.Runtime.Watch(p.ctx)
+func (p *Plane) watch(ctx context.Context) {
+	away := false
+	for ctx.Err() == nil {
+		events, err := p.Runtime.Watch(ctx)
 		if err != nil {
-			if !errors.Is(err, context.Canceled) {
-				p.Log.Warn("watching the engine failed; trying again", "error", err)
+			if !away && ctx.Err() == nil {
+				p.Log.Warn("watching the engine failed; trying again each second", "error", err)
 			}
-			p.sleep(time.Second)
+			away = true
+			sleep(ctx, time.Second)
 			continue
+		}
+		if away {
+			p.Log.Info("the engine is back")
+			away = false
 		}
 		p.wakeAll()
 		for event := range events {
@@ -293,7 +339,7 @@ func (p *Plane) watch() {
 			}
 		}
 		p.wakeAll()
-		p.sleep(200 * time.Millisecond)
+		sleep(ctx, 200*time.Millisecond)
 	}
 }
 
@@ -305,12 +351,12 @@ func (p *Plane) wakeAll() {
 	}
 }
 
-func (p *Plane) sleep(d time.Duration) {
+func sleep(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-p.ctx.Done():
+	case <-ctx.Done():
 	}
 }
 
@@ -339,10 +385,11 @@ func (p *Plane) buildsDir() string  { return filepath.Join(p.DataDir, "builds") 
 func deploymentLog(id platform.ID) string { return "deployments/" + string(id) }
 func serviceLog(id platform.ID) string    { return "services/" + string(id) }
 
-// say writes one line of Denia's own into a deployment's log.
+// say writes one line of Denia's own into a deployment's log, unless that is
+// finished: whoever finished it had the last word.
 func (p *Plane) say(id platform.ID, format string, args ...any) {
 	line := platform.LogLine{TS: time.Now().UTC(), Stream: platform.StreamSystem, Line: fmt.Sprintf(format, args...)}
-	if err := p.Logs.Append(deploymentLog(id), line); err != nil {
+	if err := p.Logs.Append(deploymentLog(id), line); err != nil && platform.KindOf(err) != platform.Conflict {
 		p.Log.Error("writing the deployment log failed", "deployment", id, "error", err)
 	}
 }

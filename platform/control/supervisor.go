@@ -17,13 +17,15 @@ import (
 // loop when they are done.
 type supervisor struct {
 	plane *Plane
+	ctx   context.Context // ends with the term it was made in
 	id    platform.ID
 	kick  chan struct{}
 
 	// Owned by the loop.
-	adopted   bool // the first look at the runtime has been taken
-	releases  map[platform.ID]*releaseState
-	collected map[string]bool // replicas whose output is copied
+	adopted    bool      // the first look at the runtime has been taken
+	blindSince time.Time // since when looking fails, zero while it does not
+	releases   map[platform.ID]*releaseState
+	collected  map[string]bool // replicas whose output is copied
 
 	calls sync.WaitGroup // calls to the engine under way
 
@@ -34,23 +36,25 @@ type supervisor struct {
 
 // releaseState is what the loop remembers of a release between steps.
 type releaseState struct {
-	busy     chan ensured   // a call under way delivers here
-	failures int            // engine calls failed in a row, or crashes in quick succession
-	notUntil time.Time      // back-off: no Ensure before
-	ended    map[int]string // by replica index: the last run whose end was counted
-	ends     int            // of a candidate's replicas
+	busy     chan error         // a call under way delivers here
+	desired  int                // replicas the last call asked for
+	stop     context.CancelFunc // ends the call under way
+	err      error              // of the last call
+	failures int                // engine calls failed in a row, or crashes in quick succession
+	notUntil time.Time          // back-off: no call before
+	ended    map[int]string     // by replica index: the last run whose end was counted
+	ends     int                // of a candidate's replicas
 	waitSaid bool
-	lastErr  error
+
+	// since is when this supervisor first saw the candidate. It is put
+	// forward by the time in which nothing could be seen: what Denia or the
+	// engine was away for does not count against a release.
+	since time.Time
 }
 
-type ensured struct {
-	replicas int
-	err      error
-}
-
-func newSupervisor(p *Plane, id platform.ID) *supervisor {
+func newSupervisor(ctx context.Context, p *Plane, id platform.ID) *supervisor {
 	return &supervisor{
-		plane: p, id: id, kick: make(chan struct{}, 1),
+		plane: p, ctx: ctx, id: id, kick: make(chan struct{}, 1),
 		releases: map[platform.ID]*releaseState{},
 		now:      platform.ServiceStatus{State: platform.ServiceNew},
 	}
@@ -76,18 +80,17 @@ func (s *supervisor) dropVolumes(v []platform.Volume) {
 }
 
 func (s *supervisor) run() {
-	defer s.plane.wg.Done()
 	defer s.calls.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
-		case <-s.plane.ctx.Done():
+		case <-s.ctx.Done():
 			return
 		case <-s.kick:
 		case <-timer.C:
 		}
-		next, done := s.step(s.plane.ctx)
+		next, done := s.step(s.ctx)
 		if done {
 			s.plane.forget(s)
 			s.plane.topics.publish(s.id)
@@ -104,7 +107,10 @@ type world struct {
 	active    *platform.Deployment
 	candidate *platform.Deployment
 	pending   *platform.Deployment // waits, and needs no build
+	canceled  *platform.Deployment // was the candidate, its replicas are going
 	unbuilt   bool                 // something is being built
+	underWay  bool                 // any deployment is unfinished
+	stoppable bool                 // any unfinished one has not been asked to end
 	replicas  map[platform.ID][]platform.Replica
 	want      int
 	now       time.Time
@@ -113,24 +119,37 @@ type world struct {
 // step does what there is to do now and returns when to look again at the
 // latest; done when the service is gone and nothing of it is left.
 func (s *supervisor) step(ctx context.Context) (next time.Duration, done bool) {
-	w, err := s.look(ctx)
+	// First what calls have done, then what there is: a call that is known to
+	// have ended has left nothing that the look does not show.
+	s.collect()
+	w, gone, err := s.look(ctx)
 	switch {
-	case platform.KindOf(err) == platform.NotFound:
+	case gone:
 		return s.tearDown(ctx)
 	case err != nil:
-		s.plane.logFailure("looking at service "+string(s.id), err)
+		s.lost(w, err)
 		return time.Second, false
 	}
-	s.collect()
+	s.found(w.now)
 	next = tick
 
-	if w.candidate != nil && w.candidate.CancelRequested {
-		s.cancel(w)
-		return 0, false
-	}
-	if w.candidate == nil && w.pending != nil && !w.unbuilt {
-		s.begin(ctx, w)
-		return 0, false
+	switch {
+	case w.service.Stopped && w.stoppable:
+		if err := s.plane.cancelOfStopped(ctx, s.id); err == nil {
+			return 0, false
+		}
+		s.plane.logFailure("canceling deployments of a stopped service", err)
+		next = time.Second
+	case w.candidate != nil && w.candidate.CancelRequested:
+		if s.cancel(ctx, w) {
+			return 0, false
+		}
+		next = time.Second
+	case w.candidate == nil && w.pending != nil && !w.unbuilt:
+		if s.begin(ctx, w) {
+			return 0, false
+		}
+		next = time.Second
 	}
 
 	s.configure(w)
@@ -149,33 +168,37 @@ func (s *supervisor) step(ctx context.Context) (next time.Duration, done bool) {
 	return next, false
 }
 
-// look reads the rows and the runtime.
-func (s *supervisor) look(ctx context.Context) (*world, error) {
+// look reads the rows and the runtime; gone tells that the service's row does
+// not exist, which nothing else may be mistaken for. With an error the world,
+// unless nil, has all but the replicas.
+func (s *supervisor) look(ctx context.Context) (w *world, gone bool, err error) {
 	p := s.plane
 	service, err := p.Store.Service(ctx, s.id)
 	if err != nil {
-		return nil, err
+		return nil, platform.KindOf(err) == platform.NotFound, err
 	}
 	project, err := p.Store.Project(ctx, service.ProjectID)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	w := &world{service: service, project: project, now: time.Now(), want: 1, replicas: map[platform.ID][]platform.Replica{}}
+	w = &world{service: service, project: project, now: time.Now(), want: 1, replicas: map[platform.ID][]platform.Replica{}}
 	if service.Scale != nil {
 		w.want = max(1, service.Scale.Min)
 	}
 	if service.ActiveDeploymentID != "" {
 		d, err := p.Store.Deployment(ctx, service.ActiveDeploymentID)
 		if err != nil {
-			return nil, fmt.Errorf("reading the active deployment: %w", err)
+			return nil, false, fmt.Errorf("reading the active deployment: %w", err)
 		}
 		w.active = &d
 	}
 	unfinished, err := p.Store.UnfinishedOf(ctx, s.id)
 	if err != nil {
-		return nil, fmt.Errorf("reading unfinished deployments: %w", err)
+		return nil, false, fmt.Errorf("reading unfinished deployments: %w", err)
 	}
+	w.underWay = len(unfinished) > 0
 	for _, d := range unfinished {
+		w.stoppable = w.stoppable || !d.CancelRequested
 		switch {
 		case d.Status == platform.Starting:
 			w.candidate = &d
@@ -187,13 +210,45 @@ func (s *supervisor) look(ctx context.Context) (*world, error) {
 	}
 	replicas, err := p.Runtime.Replicas(ctx, s.id)
 	if err != nil {
-		return nil, fmt.Errorf("listing replicas: %w", err)
+		return w, false, fmt.Errorf("listing replicas: %w", err)
 	}
 	for _, r := range replicas {
 		w.replicas[r.ReleaseID] = append(w.replicas[r.ReleaseID], r)
 	}
 	s.copyOutput(replicas)
-	return w, nil
+	return w, false, nil
+}
+
+// lost notes that looking failed. What was configured stays as it is.
+func (s *supervisor) lost(w *world, err error) {
+	if w == nil && platform.KindOf(err) == platform.NotFound {
+		return // deleted between two reads: the next look will tell
+	}
+	if s.blindSince.IsZero() {
+		s.blindSince = time.Now()
+		s.plane.logFailure("looking at service "+string(s.id), err)
+	}
+	if w != nil && !s.adopted {
+		// Nothing was ever seen: the rows alone say whether requests are to
+		// wait, and that nothing is ready.
+		s.configure(w)
+		s.observe(w, s.plane.Ingress.Status(s.id))
+	}
+}
+
+// found notes that looking works, after it may have failed.
+func (s *supervisor) found(now time.Time) {
+	if s.blindSince.IsZero() {
+		return
+	}
+	away := now.Sub(s.blindSince)
+	s.blindSince = time.Time{}
+	s.plane.Log.Info("the service can be looked at again", "service", s.id, "after", away)
+	for _, r := range s.releases {
+		if !r.since.IsZero() {
+			r.since = r.since.Add(away)
+		}
+	}
 }
 
 // copyOutput has the output of every replica there is copied into the
@@ -206,128 +261,21 @@ func (s *supervisor) copyOutput(replicas []platform.Replica) {
 			s.plane.collector.Start(r.ID, serviceLog(s.id), r.Label)
 		}
 	}
+	var gone []string
 	for id := range s.collected {
 		if !there[id] {
-			s.plane.collector.Stop(id)
+			gone = append(gone, id)
 		}
 	}
+	s.plane.collector.Stop(gone...)
 	s.collected = there
-}
-
-// begin moves a deployment that needs no build on to starting. One that was
-// made from "whatever is active" is settled now: an older image must not
-// follow a newer one because it waited.
-func (s *supervisor) begin(ctx context.Context, w *world) {
-	d := *w.pending
-	if d.CancelRequested {
-		s.plane.end(d, platform.Pending, platform.Canceled, &platform.DeploymentError{Code: platform.CodeCanceled, Message: "The deployment was canceled."})
-		return
-	}
-	from := w.active
-	if d.Source.DeploymentID != "" {
-		past, err := s.plane.Store.Deployment(ctx, d.Source.DeploymentID)
-		if err != nil {
-			s.plane.logFailure("reading the deployment to roll back to", err)
-			s.plane.sleep(time.Second)
-			return
-		}
-		from = &past
-	}
-	if from == nil || from.Artifact == nil {
-		s.plane.end(d, platform.Pending, platform.Failed, &platform.DeploymentError{Code: platform.CodeImageNotFound, Message: "There is no active release whose image could be used. Deploy the service first."})
-		return
-	}
-	artifact := redeployed(*from)
-	tagged, err := s.plane.Images.Tag(ctx, artifact.Digest, imageTag(w.project.Name, w.service.Name, d.Number))
-	switch {
-	case platform.CodeOf(err) == platform.CodeImageNotFound:
-		s.plane.end(d, platform.Pending, platform.Failed, &platform.DeploymentError{Code: platform.CodeImageNotFound, Message: fmt.Sprintf(
-			"The image %s is no longer in the engine. Deploy from source again.", short(artifact.Digest))})
-		return
-	case err != nil:
-		s.plane.logFailure("tagging an image", err)
-		s.plane.sleep(time.Second)
-		return
-	}
-	tagged.Source = artifact.Source
-	now := time.Now().UTC()
-	if _, err := s.plane.Store.Advance(ctx, d.ID, platform.Pending, platform.Starting, func(row *platform.Deployment) {
-		row.Artifact = &tagged
-		row.StartedAt = &now
-		row.Phases = []platform.Phase{{Name: "start", StartedAt: now}}
-	}); err != nil && platform.KindOf(err) != platform.Conflict {
-		s.plane.logFailure("starting a deployment", err)
-	}
-	s.plane.topics.publish(d.ID, s.id)
-}
-
-// advance takes the candidate one step on: replicas, readiness, promotion or
-// failure. again asks for another step at once.
-func (s *supervisor) advance(ctx context.Context, w *world, pool ingress.PoolStatus) (again bool, next time.Duration) {
-	d := w.candidate
-	r := s.release(d.ID)
-	if failure := s.failure(ctx, w, pool); failure != nil {
-		s.plane.end(*d, platform.Starting, platform.Failed, failure)
-		return true, 0
-	}
-	running, ready := 0, 0
-	for _, replica := range w.replicas[d.ID] {
-		if replica.State == platform.ReplicaRunning && replica.Index < w.want {
-			running++
-			if isReady(pool, replica) {
-				ready++
-			}
-		}
-	}
-	if ready >= w.want {
-		return s.promote(ctx, w), time.Second
-	}
-	if running == w.want && !r.waitSaid {
-		r.waitSaid = true
-		s.plane.say(d.ID, "%d of %d replicas run, waiting for %s", running, w.want, expectation(d.Config))
-	}
-	wait := time.Second
-	if running < w.want {
-		wait = min(wait, s.ensure(w, d, w.want))
-	}
-	return false, wait
-}
-
-func expectation(c *platform.ReleaseConfig) string {
-	switch h := c.HealthCheck; h.Type {
-	case platform.HealthNone:
-		return "nothing more"
-	case platform.HealthTCP:
-		return fmt.Sprintf("port %d to accept connections", c.Port)
-	default:
-		return fmt.Sprintf("GET %s on port %d to answer %s", h.Path, c.Port, h.Status)
-	}
-}
-
-// promote makes the candidate the active release: first durably, then in the
-// ingress. Only after both is the old one drained, by the next steps.
-func (s *supervisor) promote(ctx context.Context, w *world) bool {
-	d, previous, err := s.plane.Store.Promote(ctx, w.candidate.ID)
-	if err != nil {
-		if platform.KindOf(err) != platform.Conflict {
-			s.plane.logFailure("promoting a release", err)
-		}
-		return false
-	}
-	w.active, w.candidate = &d, nil
-	s.configure(w)
-	s.plane.say(d.ID, "healthy: requests go to deployment %d now", d.Number)
-	s.plane.finishLog(d.ID)
-	s.plane.topics.publish(d.ID, s.id, previous)
-	s.plane.kickBuilder()
-	return true
 }
 
 // configure tells the ingress which replicas serve and which are on trial.
 func (s *supervisor) configure(w *world) {
 	spec := ingress.PoolSpec{
 		ServiceID: s.id, Name: w.service.Name, Stopped: w.service.Stopped,
-		Undeployed:   w.active == nil && w.candidate == nil && w.pending == nil && !w.unbuilt,
+		Undeployed:   w.active == nil && !w.underWay,
 		DrainTimeout: time.Duration(*w.service.WithDefaults().DrainTimeoutS) * time.Second,
 		Notify:       s.wake,
 	}
@@ -377,231 +325,18 @@ func isReady(pool ingress.PoolStatus, r platform.Replica) bool {
 	return false
 }
 
-// keep brings the active release to what is desired: its replicas run, and no
-// more of them than wanted; none when the service is stopped.
-func (s *supervisor) keep(w *world, pool ingress.PoolStatus) time.Duration {
-	if w.active == nil {
-		return tick
-	}
-	replicas := w.replicas[w.active.ID]
-	if w.service.Stopped {
-		if w.active.Status == platform.Healthy {
-			s.mark(w, true)
-		}
-		if len(replicas) == 0 {
-			return tick
-		}
-		if busy(pool, w.active.ID) {
-			return time.Second
-		}
-		return s.ensure(w, w.active, 0)
-	}
-	running, surplus, surplusBusy := 0, 0, false
-	for _, r := range replicas {
-		switch {
-		case r.Index >= w.want:
-			surplus++
-			surplusBusy = surplusBusy || known(pool, targetID(r))
-		case r.State == platform.ReplicaRunning:
-			running++
-			if w.active.Status == platform.Stopped && isReady(pool, r) {
-				s.mark(w, false)
-			}
-		case r.State == platform.ReplicaExited:
-			s.crashed(w, r)
-		}
-	}
-	if running < w.want || surplus > 0 && !surplusBusy {
-		return s.ensure(w, w.active, w.want)
-	}
-	if surplus > 0 {
-		return time.Second
-	}
-	return tick
-}
-
-// mark sets the active deployment to stopped or back to healthy.
-func (s *supervisor) mark(w *world, stopped bool) {
-	if err := s.plane.Store.MarkStopped(s.plane.ctx, s.id, stopped); err != nil {
-		s.plane.logFailure("marking the deployment", err)
-		return
-	}
-	w.active.Status = platform.Healthy
-	if stopped {
-		w.active.Status = platform.Stopped
-	}
-	s.plane.topics.publish(w.active.ID, s.id)
-}
-
-const (
-	stableAfter = 5 * time.Second
-	maxBackOff  = 10 * time.Second
-)
-
-// crashed counts a replica's exit once, and says so in the service's log. A
-// replica that had run for a while is started again at once; quick successions
-// are slowed down.
-func (s *supervisor) crashed(w *world, r platform.Replica) {
-	state := s.release(w.active.ID)
-	if !state.countEnd(r) {
-		return
-	}
-	if r.FinishedAt.Sub(r.StartedAt) >= stableAfter {
-		state.failures = 0
-	}
-	state.backOff(w.now)
-	why := fmt.Sprintf("exit code %d", r.ExitCode)
-	if r.OOMKilled {
-		why = "out of memory"
-	}
-	line := platform.LogLine{TS: time.Now().UTC(), Stream: platform.StreamSystem, Replica: r.Label, Line: "replica ended (" + why + "), starting it again"}
-	if err := s.plane.Logs.Append(serviceLog(s.id), line); err != nil {
-		s.plane.logFailure("writing the service log", err)
-	}
-}
-
-// countEnd notes the end of a replica's run; false if it was noted before.
-func (r *releaseState) countEnd(replica platform.Replica) bool {
-	run := targetID(replica)
-	if r.ended[replica.Index] == run {
-		return false
-	}
-	if r.ended == nil {
-		r.ended = map[int]string{}
-	}
-	r.ended[replica.Index] = run
-	r.ends++
-	return true
-}
-
-// backOff counts a failure: the first two cost nothing, then 0.5 s, doubling.
-func (r *releaseState) backOff(now time.Time) {
-	r.failures++
-	if r.failures > 2 {
-		r.notUntil = now.Add(min(maxBackOff, 500*time.Millisecond<<min(r.failures-3, 10)))
-	}
-}
-
-func busy(pool ingress.PoolStatus, release platform.ID) bool {
-	for _, t := range pool.Targets {
-		if t.ReleaseID == release {
-			return true
-		}
-	}
-	return false
-}
-
-func known(pool ingress.PoolStatus, target string) bool {
-	for _, t := range pool.Targets {
-		if t.ID == target {
-			return true
-		}
-	}
-	return false
-}
-
-// removeOthers removes releases that are neither active nor on trial, once the
-// ingress has drained them.
-func (s *supervisor) removeOthers(w *world, pool ingress.PoolStatus) time.Duration {
-	next := tick
-	for release := range w.replicas {
-		if w.active != nil && release == w.active.ID || w.candidate != nil && release == w.candidate.ID {
-			continue
-		}
-		if busy(pool, release) {
-			next = min(next, time.Second)
-			continue
-		}
-		next = min(next, s.ensure(w, &platform.Deployment{ID: release}, 0))
-	}
-	for release := range s.releases {
-		if _, exists := w.replicas[release]; !exists && s.releases[release].busy == nil && !w.wants(release) {
-			delete(s.releases, release)
-		}
-	}
-	return next
-}
-
-func (w *world) wants(release platform.ID) bool {
-	return w.active != nil && w.active.ID == release || w.candidate != nil && w.candidate.ID == release
-}
-
-func (s *supervisor) release(id platform.ID) *releaseState {
-	if s.releases[id] == nil {
-		s.releases[id] = &releaseState{}
-	}
-	return s.releases[id]
-}
-
-// ensure calls the runtime beside the loop, unless a call for that release is
-// under way or its back-off has not passed. It returns when to look again.
-func (s *supervisor) ensure(w *world, d *platform.Deployment, replicas int) time.Duration {
-	r := s.release(d.ID)
-	if r.busy != nil {
-		return tick
-	}
-	if wait := r.notUntil.Sub(w.now); wait > 0 && replicas > 0 {
-		return wait
-	}
-	load := platform.Workload{
-		ID: d.ID, ServiceID: s.id, ProjectID: w.service.ProjectID,
-		ServiceName: w.service.Name, ProjectName: w.project.Name, Number: d.Number, Replicas: replicas,
-	}
-	if d.Artifact != nil {
-		load.Image, load.Digest = d.Artifact.Image, d.Artifact.Digest
-	}
-	if d.Config != nil {
-		load.Config = *d.Config
-	}
-	s.call(r, load)
-	return tick
-}
-
-func (s *supervisor) call(r *releaseState, load platform.Workload) {
-	r.busy = make(chan ensured, 1)
-	deliver := r.busy
-	s.calls.Add(1)
-	go func() {
-		defer s.calls.Done()
-		ctx, cancel := context.WithTimeout(s.plane.ctx, ensureTimeout(load))
-		defer cancel()
-		deliver <- ensured{load.Replicas, s.plane.Runtime.Ensure(ctx, load)}
-		s.wake()
-	}()
-}
-
-// ensureTimeout bounds a call to the engine: a minute for one that is slow,
-// and the longest grace there is where replicas are stopped.
-func ensureTimeout(load platform.Workload) time.Duration {
-	if load.Replicas > 0 {
-		return time.Minute
-	}
-	return time.Minute + time.Hour
-}
-
-// collect takes the results of calls that have ended.
-func (s *supervisor) collect() {
-	for id, r := range s.releases {
-		select {
-		case result := <-r.busy:
-			r.busy = nil
-			r.lastErr = nil
-			if result.err != nil && s.plane.ctx.Err() == nil {
-				r.lastErr = result.err
-				r.failures = max(r.failures, 2)
-				r.backOff(time.Now())
-				s.plane.Log.Warn("the engine could not bring a release to what is desired", "service", s.id, "release", id, "replicas", result.replicas, "error", result.err)
-			}
-		default:
-		}
-	}
-}
-
 // tearDown removes everything of a service whose row is gone.
 func (s *supervisor) tearDown(ctx context.Context) (time.Duration, bool) {
 	p := s.plane
-	s.collect()
 	p.Ingress.Remove(s.id)
+	// A call that makes replicas would leave them behind.
+	working := false
+	for _, r := range s.releases {
+		if r.busy != nil {
+			working = true
+			r.interrupt()
+		}
+	}
 	replicas, err := p.Runtime.Replicas(ctx, s.id)
 	if err != nil {
 		p.logFailure("listing replicas of a deleted service", err)
@@ -613,11 +348,11 @@ func (s *supervisor) tearDown(ctx context.Context) (time.Duration, bool) {
 	}
 	s.copyOutput(nil)
 	for release := range left {
-		if r := s.release(release); r.busy == nil && time.Now().After(r.notUntil) {
+		if r := s.release(release); r.busy == nil && r.pause(0, time.Now()) <= 0 {
 			s.call(r, platform.Workload{ID: release, ServiceID: s.id})
 		}
 	}
-	if len(left) > 0 {
+	if working || len(left) > 0 {
 		return time.Second, false
 	}
 	s.mu.Lock()
@@ -652,7 +387,7 @@ func (s *supervisor) observe(w *world, pool ingress.PoolStatus) {
 	switch {
 	case w.service.Stopped:
 		status.State, status.Replicas.Desired = platform.ServiceStopped, 0
-	case w.active == nil && (w.candidate != nil || w.pending != nil || w.unbuilt):
+	case w.active == nil && w.underWay:
 		status.State = platform.ServiceDeploying
 	case w.active == nil:
 		status.State, status.Replicas.Desired = s.neverHealthy(), 0
@@ -673,7 +408,7 @@ func (s *supervisor) observe(w *world, pool ingress.PoolStatus) {
 }
 
 func (s *supervisor) neverHealthy() string {
-	latest, ok, err := s.plane.Store.LatestOf(s.plane.ctx, s.id)
+	latest, ok, err := s.plane.Store.LatestOf(s.ctx, s.id)
 	if err == nil && ok && latest.Status == platform.Failed {
 		return platform.ServiceFailed
 	}

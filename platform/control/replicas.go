@@ -1,0 +1,253 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/denia-paas/denia/platform"
+	"github.com/denia-paas/denia/platform/ingress"
+)
+
+// keep brings the active release to what is desired: its replicas run, and no
+// more of them than wanted; none when the service is stopped.
+func (s *supervisor) keep(w *world, pool ingress.PoolStatus) time.Duration {
+	if w.active == nil {
+		return tick
+	}
+	replicas := w.replicas[w.active.ID]
+	if w.service.Stopped {
+		if w.active.Status == platform.Healthy {
+			s.mark(w, true)
+		}
+		if len(replicas) == 0 {
+			return tick
+		}
+		if busy(pool, w.active.ID) {
+			return time.Second
+		}
+		return s.ensure(w, w.active, 0)
+	}
+	running, surplus, kept := 0, 0, w.want
+	for _, r := range replicas {
+		switch {
+		case r.Index >= w.want:
+			surplus++
+			if known(pool, targetID(r)) {
+				kept = max(kept, r.Index+1) // it drains
+			}
+		case r.State == platform.ReplicaRunning:
+			running++
+			if w.active.Status == platform.Stopped && isReady(pool, r) {
+				s.mark(w, false)
+			}
+		case r.State == platform.ReplicaExited:
+			s.crashed(w, r)
+		}
+	}
+	if running < w.want || surplus > 0 && kept == w.want {
+		return s.ensure(w, w.active, kept)
+	}
+	if surplus > 0 {
+		return time.Second
+	}
+	return tick
+}
+
+// mark sets the active deployment to stopped or back to healthy.
+func (s *supervisor) mark(w *world, stopped bool) {
+	if err := s.plane.Store.MarkStopped(s.ctx, s.id, stopped); err != nil {
+		s.plane.logFailure("marking the deployment", err)
+		return
+	}
+	w.active.Status = platform.Healthy
+	if stopped {
+		w.active.Status = platform.Stopped
+	}
+	s.plane.topics.publish(w.active.ID, s.id)
+}
+
+const (
+	stableAfter = 5 * time.Second
+	maxBackOff  = 10 * time.Second
+)
+
+// crashed counts a replica's exit once, and says so in the service's log. A
+// replica that had run for a while is started again at once; quick successions
+// are slowed down.
+func (s *supervisor) crashed(w *world, r platform.Replica) {
+	state := s.release(w.active.ID)
+	if !state.countEnd(r) {
+		return
+	}
+	if r.FinishedAt.Sub(r.StartedAt) >= stableAfter {
+		state.failures = 0
+	}
+	state.backOff(w.now)
+	why := fmt.Sprintf("exit code %d", r.ExitCode)
+	if r.OOMKilled {
+		why = "out of memory"
+	}
+	line := platform.LogLine{TS: time.Now().UTC(), Stream: platform.StreamSystem, Replica: r.Label, Line: "replica ended (" + why + "), starting it again"}
+	if err := s.plane.Logs.Append(serviceLog(s.id), line); err != nil {
+		s.plane.logFailure("writing the service log", err)
+	}
+}
+
+// countEnd notes the end of a replica's run; false if it was noted before.
+func (r *releaseState) countEnd(replica platform.Replica) bool {
+	run := targetID(replica)
+	if r.ended[replica.Index] == run {
+		return false
+	}
+	if r.ended == nil {
+		r.ended = map[int]string{}
+	}
+	r.ended[replica.Index] = run
+	r.ends++
+	return true
+}
+
+// pause is how long to wait before the runtime is asked for that many
+// replicas. Crashes hold nothing up that is to go.
+func (r *releaseState) pause(replicas int, now time.Time) time.Duration {
+	if replicas == 0 && (r.desired > 0 || r.err == nil) {
+		return 0
+	}
+	return r.notUntil.Sub(now)
+}
+
+// interrupt ends a call that makes replicas nobody wants any more.
+func (r *releaseState) interrupt() {
+	if r.busy != nil && r.desired > 0 {
+		r.stop()
+	}
+}
+
+// backOff counts a failure: the first two cost nothing, then 0.5 s, doubling.
+func (r *releaseState) backOff(now time.Time) {
+	r.failures++
+	if r.failures > 2 {
+		r.notUntil = now.Add(min(maxBackOff, 500*time.Millisecond<<min(r.failures-3, 10)))
+	}
+}
+
+func busy(pool ingress.PoolStatus, release platform.ID) bool {
+	for _, t := range pool.Targets {
+		if t.ReleaseID == release {
+			return true
+		}
+	}
+	return false
+}
+
+func known(pool ingress.PoolStatus, target string) bool {
+	for _, t := range pool.Targets {
+		if t.ID == target {
+			return true
+		}
+	}
+	return false
+}
+
+// removeOthers removes releases that are neither active nor on trial, once the
+// ingress has drained them.
+func (s *supervisor) removeOthers(w *world, pool ingress.PoolStatus) time.Duration {
+	next := tick
+	for release := range w.replicas {
+		if w.active != nil && release == w.active.ID || w.candidate != nil && release == w.candidate.ID {
+			continue
+		}
+		if busy(pool, release) {
+			next = min(next, time.Second)
+			continue
+		}
+		load := platform.Deployment{ID: release}
+		if w.canceled != nil && w.canceled.ID == release {
+			grace := 1 // somebody waits
+			load.Config = &platform.ReleaseConfig{RunSpec: platform.RunSpec{StopGraceS: &grace}}
+		}
+		next = min(next, s.ensure(w, &load, 0))
+	}
+	for release := range s.releases {
+		if _, exists := w.replicas[release]; !exists && s.releases[release].busy == nil && !w.wants(release) {
+			delete(s.releases, release)
+		}
+	}
+	return next
+}
+
+func (w *world) wants(release platform.ID) bool {
+	return w.active != nil && w.active.ID == release || w.candidate != nil && w.candidate.ID == release
+}
+
+func (s *supervisor) release(id platform.ID) *releaseState {
+	if s.releases[id] == nil {
+		s.releases[id] = &releaseState{}
+	}
+	return s.releases[id]
+}
+
+// ensure calls the runtime beside the loop, unless a call for that release is
+// under way or its back-off has not passed. It returns when to look again.
+func (s *supervisor) ensure(w *world, d *platform.Deployment, replicas int) time.Duration {
+	r := s.release(d.ID)
+	if r.busy != nil {
+		if replicas == 0 {
+			r.interrupt()
+		}
+		return tick
+	}
+	if wait := r.pause(replicas, w.now); wait > 0 {
+		return wait
+	}
+	load := platform.Workload{
+		ID: d.ID, ServiceID: s.id, ProjectID: w.service.ProjectID,
+		ServiceName: w.service.Name, ProjectName: w.project.Name, Number: d.Number, Replicas: replicas,
+	}
+	if d.Artifact != nil {
+		load.Image, load.Digest = d.Artifact.Image, d.Artifact.Digest
+	}
+	if d.Config != nil {
+		load.Config = *d.Config
+	}
+	s.call(r, load)
+	return tick
+}
+
+func (s *supervisor) call(r *releaseState, load platform.Workload) {
+	deliver := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(s.ctx, ensureTimeout(load))
+	r.busy, r.desired, r.stop = deliver, load.Replicas, cancel
+	s.calls.Go(func() {
+		defer cancel()
+		deliver <- s.plane.Runtime.Ensure(ctx, load)
+		s.wake()
+	})
+}
+
+// ensureTimeout bounds a call to the engine: a minute for one that is slow,
+// and the longest grace there is where replicas are stopped.
+func ensureTimeout(load platform.Workload) time.Duration {
+	if load.Replicas > 0 {
+		return time.Minute
+	}
+	return time.Minute + time.Hour
+}
+
+// collect takes the results of calls that have ended.
+func (s *supervisor) collect() {
+	for id, r := range s.releases {
+		select {
+		case err := <-r.busy:
+			r.busy, r.stop, r.err = nil, nil, err
+			if err != nil && !errors.Is(err, context.Canceled) {
+				r.failures = max(r.failures, 2)
+				r.backOff(time.Now())
+				s.plane.Log.Warn("the engine could not bring a release to what is desired", "service", s.id, "release", id, "replicas", r.desired, "error", err)
+			}
+		default:
+		}
+	}
+}
