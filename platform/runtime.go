@@ -90,6 +90,7 @@ const (
 	ReplicaCreated = "created" // exists, never started
 	ReplicaRunning = "running"
 	ReplicaExited  = "exited"
+	ReplicaBroken  = "broken" // runs but cannot serve: paused, or cut off from its network; Ensure mends it
 )
 
 // Replica is one running, or once running, instance of a release.

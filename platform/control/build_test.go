@@ -233,9 +233,9 @@ func TestDeleteDuringABuildEndsIt(t *testing.T) {
 }
 
 func TestSeveralBuildersNeverBuildOneDeploymentTwice(t *testing.T) {
-	w := start(t, func(o *control.Options) { o.BuildWorkers = 4 })
+	w := start(t, func(o *control.Options) { o.BuildWorkers = 3 })
 	var all []platform.ID
-	for i := range 6 {
+	for i := range 5 {
 		service := w.service(spec(fmt.Sprintf("web%d", i)))
 		u := w.upload(service.ID, "Dockerfile", fmt.Sprintf("built %d", i))
 		all = append(all, w.deployFrom(service.ID, platform.Source{Type: platform.SourceUpload, UploadID: u.ID}).ID)
@@ -246,7 +246,7 @@ func TestSeveralBuildersNeverBuildOneDeploymentTwice(t *testing.T) {
 			t.Errorf("the phases are %+v", d.Phases)
 		}
 	}
-	if got := len(w.images.built()); got != 6 {
+	if got := len(w.images.built()); got != 5 {
 		t.Errorf("there were %d builds", got)
 	}
 }

@@ -88,7 +88,7 @@ func TestNodeThatLosesTheLeaseStopsActing(t *testing.T) {
 
 func TestCloseSaysSoToWhateverLasts(t *testing.T) {
 	w := newWorld(t)
-	check(t, w.Plane.Close()) // one that was never started, too
+	w.shut() // one that was never started, too
 	w.boot()
 	check(t, w.Start(t.Context()))
 	w.Drain()

@@ -293,13 +293,21 @@ func (w *world) runs(id platform.ID, labels ...string) {
 	})
 }
 
+// await looks after each change that is published, and for what is not now and
+// then: looking costs more than most of what is looked at.
 func (w *world) await(what string, met func() bool) {
 	w.t.Helper()
-	ticker := time.NewTicker(20 * time.Millisecond)
+	changed, unsubscribe := w.Subscribe("")
+	defer unsubscribe()
+	ticker := time.NewTicker(60 * time.Millisecond)
 	defer ticker.Stop()
-	for deadline := time.Now().Add(patience); !met(); <-ticker.C {
+	for deadline := time.Now().Add(patience); !met(); {
 		if time.Now().After(deadline) {
 			w.t.Fatalf("waited in vain: %s", what)
+		}
+		select {
+		case <-changed:
+		case <-ticker.C:
 		}
 	}
 }

@@ -55,7 +55,12 @@ func (e *Engine) Ensure(ctx context.Context, w platform.Workload) error {
 	for index := range w.Replicas {
 		c, exists := keep[index]
 		if exists && (c.State == container.StateRunning || c.State == container.StateRestarting) {
-			continue
+			if e.attached(c, w.ProjectID) {
+				continue
+			}
+			// Somebody has cut it off, and nothing can reach it.
+			e.networks.set(e.networkName(w.ProjectID), false)
+			c.State = container.StateDead
 		}
 		starts.Go(func() error { return e.ensureReplica(ctx, api, w, index, c) })
 	}
@@ -64,6 +69,16 @@ func (e *Engine) Ensure(ctx context.Context, w platform.Workload) error {
 		err = stopErr
 	}
 	return err
+}
+
+// attached tells whether a running container has an address in its project's
+// network.
+func (e *Engine) attached(c container.Summary, project platform.ID) bool {
+	if c.NetworkSettings == nil {
+		return false
+	}
+	endpoint := c.NetworkSettings.Networks[e.networkName(project)]
+	return endpoint != nil && (endpoint.IPAddress != "" || endpoint.GlobalIPv6Address != "")
 }
 
 // assign picks one container for each index below replicas, a running one

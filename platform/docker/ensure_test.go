@@ -497,3 +497,39 @@ func TestPing(t *testing.T) {
 		t.Errorf("Ping: %+v, %v", info, err)
 	}
 }
+
+// A replica that somebody paused, or cut off from its network, is not said to
+// run, and Ensure mends it.
+func TestPausedAndCutOffReplicasAreMended(t *testing.T) {
+	e := open(t)
+	w := app(1, "serve")
+	ensure(t, e, w)
+	r := only(t, e, w)
+
+	if err := engine.ContainerPause(t.Context(), r.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got := only(t, e, w); got.State != platform.ReplicaBroken {
+		t.Errorf("paused it is %s", got.State)
+	}
+	ensure(t, e, w)
+	if got := only(t, e, w); got.State != platform.ReplicaRunning || got.ID != r.ID {
+		t.Errorf("after Ensure it is %+v", got)
+	}
+
+	for name := range inspect(t, r.ID).NetworkSettings.Networks {
+		if err := engine.NetworkDisconnect(t.Context(), name, r.ID, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := engine.NetworkRemove(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := only(t, e, w); got.State != platform.ReplicaBroken || got.Addr != "" {
+		t.Errorf("cut off it is %+v", got)
+	}
+	ensure(t, e, w)
+	if got := only(t, e, w); got.State != platform.ReplicaRunning || got.Addr == "" {
+		t.Errorf("after Ensure it is %+v", got)
+	}
+}

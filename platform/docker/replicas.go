@@ -87,12 +87,14 @@ func (e *Engine) inspect(ctx context.Context, api *client.Client, id string) (r 
 	switch c.State.Status {
 	case container.StateCreated:
 		r.State = platform.ReplicaCreated
-	case container.StateRunning, container.StatePaused, container.StateRestarting:
-		r.State = platform.ReplicaRunning
+	case container.StatePaused:
+		r.State = platform.ReplicaBroken
+	case container.StateRunning, container.StateRestarting:
+		r.State = platform.ReplicaBroken
 		if endpoint := c.NetworkSettings.Networks[e.networkName(r.ProjectID)]; endpoint != nil {
 			ip := cmp.Or(endpoint.IPAddress, endpoint.GlobalIPv6Address)
 			if ip != "" {
-				r.Addr = net.JoinHostPort(ip, labels[labelPort])
+				r.State, r.Addr = platform.ReplicaRunning, net.JoinHostPort(ip, labels[labelPort])
 			}
 		}
 	default:
