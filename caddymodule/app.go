@@ -12,11 +12,32 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/denia-paas/denia/platform/source"
 )
 
-func init() { caddy.RegisterModule(new(App)) }
+func init() {
+	caddy.RegisterModule(new(App))
+	caddy.OnExit(closeEngines)
+}
+
+// closeEngines closes what still runs when the process ends, after every app
+// has stopped.
+func closeEngines(context.Context) {
+	var left []any
+	engines.Range(func(key, _ any) bool {
+		left = append(left, key)
+		return true
+	})
+	for _, key := range left {
+		for _, held := engines.References(key); held; _, held = engines.References(key) {
+			if _, err := engines.Delete(key); err != nil {
+				caddy.Log().Named("denia").Error("closing", zap.Error(err))
+			}
+		}
+	}
+}
 
 // App is the app module `denia`: the configuration of Denia. Every field has a
 // default.
@@ -156,10 +177,12 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop gives the Engine back. The last one to do so, at the end of the
-// process, closes it; a reload has the new configuration hold it first.
+// Stop gives the Engine back; a reload has the new configuration hold it
+// first. At the end of the process it leaves that to closeEngines: apps stop in
+// no order, and the HTTP app must be able to answer until its listeners are
+// closed.
 func (a *App) Stop() error {
-	if a.key == "" {
+	if a.key == "" || caddy.Exiting() {
 		return nil
 	}
 	if _, err := engines.Delete(a.key); err != nil {

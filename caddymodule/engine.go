@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -34,7 +35,7 @@ import (
 var engines = caddy.NewUsagePool()
 
 // drainTimeout bounds how long a closing Engine waits for its requests.
-const drainTimeout = 30 * time.Second
+const drainTimeout = 10 * time.Second
 
 // Engine is everything of Denia that outlives a configuration: one for a data
 // directory, shared by every configuration of this process that names it.
@@ -50,6 +51,9 @@ type Engine struct {
 	ingress *ingress.Ingress
 	plane   *control.Plane
 	api     *api.API
+
+	greeting   sync.WaitGroup // of the engine of containers, at the start
+	stopGreets context.CancelFunc
 
 	requests atomic.Int64 // under way; closingBias while closing
 	idle     chan struct{}
@@ -126,12 +130,25 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 	if err != nil {
 		return nil, fmt.Errorf("building the API: %w", err)
 	}
-	if info, err := e.docker.Ping(ctx); err != nil {
-		logger.Warn("the Docker engine does not answer; services come back when it does", "error", err)
-	} else {
-		logger.Info("Docker engine found", "version", info.Version, "api", info.APIVersion)
-	}
+	var greet context.Context
+	greet, e.stopGreets = context.WithCancel(context.Background())
+	e.greeting.Go(func() { e.greetDocker(greet) })
 	return e, nil
+}
+
+// greetDocker says once which engine was found, or why none answers. An engine
+// that hangs does not keep Denia from listening.
+func (e *Engine) greetDocker(ctx context.Context) {
+	logger := slog.New(e.log)
+	info, err := e.docker.Ping(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		logger.Warn("the Docker engine does not answer; services come back when it does", "error", err)
+		return
+	}
+	logger.Info("Docker engine found", "version", info.Version, "api", info.APIVersion)
 }
 
 // reconfigure takes over what can change while the process runs, and refuses
@@ -198,6 +215,10 @@ func (e *Engine) Destruct() error {
 // what they use.
 func (e *Engine) close() error {
 	var errs []error
+	if e.stopGreets != nil {
+		e.stopGreets()
+		e.greeting.Wait()
+	}
 	if e.plane != nil {
 		e.plane.Drain()
 	}

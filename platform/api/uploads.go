@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/denia-paas/denia/platform"
@@ -78,11 +79,15 @@ func (a *API) receive(w http.ResponseWriter, r *http.Request) (u platform.Upload
 	control := http.NewResponseController(w)
 	_ = control.SetWriteDeadline(time.Time{}) // the server's would count the upload's time too
 	body := &stallReader{body: r.Body, control: control}
+	defer body.endWith(a.Plane.Draining())()
 	id := store.NewID()
 	path := filepath.Join(a.UploadsDir, string(id))
 	got, err := source.Receive(r.Context(), body, r.Header.Get("Content-Type"), path, a.UploadLimits, want...)
 	if err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		switch {
+		case body.cut():
+			err = platform.Wrap(err, platform.Unavailable, "draining", "Denia is shutting down: send the upload again in a moment")
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			err = platform.Wrap(err, platform.Malformed, "stalled", "the upload sent nothing for %s", uploadStall)
 		}
 		return u, nil, err
@@ -116,13 +121,49 @@ func (a *API) receive(w http.ResponseWriter, r *http.Request) (u platform.Upload
 }
 
 // stallReader gives each read of a body its own deadline: an upload may take
-// hours, but not stand still.
+// hours, but not stand still, nor hold up the end of the process.
 type stallReader struct {
 	body    io.Reader
 	control *http.ResponseController
+
+	mu    sync.Mutex // between setting a deadline and cutting the read
+	ended bool
 }
 
 func (s *stallReader) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	if s.ended {
+		s.mu.Unlock()
+		return 0, os.ErrDeadlineExceeded
+	}
 	_ = s.control.SetReadDeadline(time.Now().Add(uploadStall)) // not every server has deadlines
+	s.mu.Unlock()
 	return s.body.Read(p)
+}
+
+// endWith cuts the read short when done closes. The caller calls stop, which
+// waits, when it reads no more.
+func (s *stallReader) endWith(done <-chan struct{}) (stop func()) {
+	over := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-done:
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.ended = true
+			_ = s.control.SetReadDeadline(time.Unix(1, 0)) // not every server has deadlines
+		case <-over:
+		}
+	})
+	return func() {
+		close(over)
+		watching.Wait()
+	}
+}
+
+func (s *stallReader) cut() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended
 }

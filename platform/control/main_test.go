@@ -387,7 +387,7 @@ func reverse(b []byte) ([]byte, error) {
 	return turned, nil
 }
 
-// open is a gate that a test opens at the latest when it ends.
+// gate is closed until a test opens it, at the latest when it ends.
 func gate(t *testing.T) (closed <-chan struct{}, open func()) {
 	c := make(chan struct{})
 	open = sync.OnceFunc(func() { close(c) })

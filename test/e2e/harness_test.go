@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -237,7 +238,6 @@ func (s *server) removeEverything() {
 	s.removeNetworks()
 }
 
-// instance is the label value by which this Denia knows its own.
 func (s *server) containers() []string { return s.docker("ps", "-aq", "--filter", s.label()) }
 
 // removeNetworks does what the janitor does within a minute.
@@ -245,11 +245,15 @@ func (s *server) removeNetworks() {
 	for _, id := range s.docker("network", "ls", "-q", "--filter", s.label()) {
 		s.docker("network", "rm", id)
 	}
-	for _, image := range s.docker("images", "-q", "--filter", "reference=denia/default/*") {
-		_ = exec.Command("docker", "rmi", "-f", image).Run()
+	// Each of this Denia's tags has a twin that names its instance.
+	sum := sha256.Sum256([]byte(strings.TrimPrefix(s.label(), "label=denia.instance=")))
+	own := fmt.Sprintf("denia-%x/", sum[:4])
+	for _, twin := range s.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", "reference="+own+"*/*") {
+		_ = exec.Command("docker", "rmi", twin, "denia/"+strings.TrimPrefix(twin, own)).Run()
 	}
 }
 
+// label finds what this Denia has made in the engine.
 func (s *server) label() string {
 	var node object
 	s.call("GET", "/v1/node", nil, &node)
