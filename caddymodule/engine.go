@@ -118,9 +118,6 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 		return nil, fmt.Errorf("starting the control plane: %w", err)
 	}
 	uploads := filepath.Join(s.dataDir, "uploads")
-	if err := source.RemovePartial(uploads); err != nil {
-		return nil, fmt.Errorf("removing uploads that were cut off: %w", err)
-	}
 	e.api, err = api.New(api.Options{
 		Store: e.store, Plane: e.plane, Logs: e.logs, Log: logger,
 		UploadsDir: uploads, UploadLimits: s.uploads,

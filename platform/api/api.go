@@ -51,6 +51,8 @@ type Plane interface {
 	// or deployment, or of anything for the zero ID, may have changed, and the
 	// func that ends the subscription.
 	Subscribe(id platform.ID) (<-chan struct{}, func())
+	// CheckReserve refuses what would fill the disk, with disk_full.
+	CheckReserve() error
 	// Draining is closed when the process is about to end.
 	Draining() <-chan struct{}
 }

@@ -137,6 +137,8 @@ func (p *fakePlane) publish() {
 
 func (p *fakePlane) Draining() <-chan struct{} { return p.draining }
 
+func (p *fakePlane) CheckReserve() error { return nil }
+
 // took returns what was applied and kicked since the last call.
 func (p *fakePlane) took() (applied, kicked []platform.ID) {
 	p.mu.Lock()

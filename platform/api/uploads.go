@@ -68,6 +68,9 @@ func (a *API) receive(w http.ResponseWriter, r *http.Request) (u platform.Upload
 	if r.ContentLength > limit {
 		return u, nil, platform.Errorf(platform.TooLarge, "packed_too_large", "the upload is %d bytes; the limit is %d", r.ContentLength, limit)
 	}
+	if err := a.Plane.CheckReserve(); err != nil {
+		return u, nil, err
+	}
 	want, err := source.ParseDigests(slices.Concat(r.Header.Values("Content-Digest"), r.Header.Values("Repr-Digest"))...)
 	if err != nil {
 		return u, nil, err

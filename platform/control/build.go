@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/secret"
@@ -227,7 +229,7 @@ func (p *Plane) image(ctx context.Context, d platform.Deployment) (platform.Arti
 	if err != nil {
 		return platform.Artifact{}, err
 	}
-	if err := p.checkReserve(); err != nil {
+	if err := p.CheckReserve(); err != nil {
 		return platform.Artifact{}, err
 	}
 	log := p.Logs.Writer(deploymentLog(d.ID), platform.StreamStdout, p.redactor(d).String)
@@ -265,7 +267,7 @@ func (p *Plane) image(ctx context.Context, d platform.Deployment) (platform.Arti
 	if err != nil {
 		return platform.Artifact{}, err
 	}
-	build := platform.Build{ContextDir: contextDir, Dockerfile: d.Source.Dockerfile, Tag: tag}
+	build := platform.Build{ContextDir: contextDir, Dockerfile: d.Source.Dockerfile, Tag: tag, Scope: project.ID}
 	if build.Dockerfile == "" {
 		build.Dockerfile = "Dockerfile"
 	}
@@ -281,7 +283,7 @@ func (p *Plane) image(ctx context.Context, d platform.Deployment) (platform.Arti
 // inside resolves a sub-directory of an unpacked context, links included, and
 // refuses one that is not there or leads out.
 func inside(dir, sub string) (string, error) {
-	missing := platform.InvalidField("source.context", "not_found", "there is no directory %q in the upload", sub)
+	missing := platform.Errorf(platform.Invalid, platform.CodeContextMissing, "There is no directory %q in the upload: set source.context to one, or leave it out.", sub)
 	root, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return "", fmt.Errorf("resolving the build directory: %w", err)
@@ -315,8 +317,9 @@ func (p *Plane) redactor(d platform.Deployment) *secret.Redactor {
 	return secret.NewRedactor(values)
 }
 
-// checkReserve refuses work that would fill the disk.
-func (p *Plane) checkReserve() error {
+// CheckReserve refuses work that would fill the data directory's disk, with
+// disk_full and the numbers.
+func (p *Plane) CheckReserve() error {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(p.DataDir, &fs); err != nil {
 		return fmt.Errorf("reading the free space: %w", err)
@@ -324,7 +327,7 @@ func (p *Plane) checkReserve() error {
 	free := int64(fs.Bavail) * int64(fs.Bsize)
 	if free < p.DiskReserve {
 		return platform.Errorf(platform.Unavailable, platform.CodeDiskFull,
-			"The data directory's disk has %s free and keeps a reserve of %s. Free space there and deploy again.", megabytes(free), megabytes(p.DiskReserve))
+			"The data directory's disk has %s free and keeps a reserve of %s. Free space there and try again.", megabytes(free), megabytes(p.DiskReserve))
 	}
 	return nil
 }
@@ -343,7 +346,7 @@ func (p *Plane) dropUpload(ctx context.Context, d platform.Deployment) error {
 // end finishes a deployment without success. False: it could not be recorded.
 func (p *Plane) end(ctx context.Context, d platform.Deployment, from, to platform.Status, cause *platform.DeploymentError) bool {
 	redact := p.redactor(d)
-	cause.Message = redact.String(cause.Message)
+	cause.Message = sentence(redact.String(cause.Message))
 	if cause.Evidence != nil {
 		for i, line := range cause.Evidence.LogTail {
 			cause.Evidence.LogTail[i] = redact.String(line)
@@ -366,6 +369,17 @@ func (p *Plane) end(ctx context.Context, d platform.Deployment, from, to platfor
 	p.topics.publish(d.ID, d.ServiceID)
 	p.kickBuilder()
 	return true
+}
+
+// sentence makes a message begin and end as one: some come from below, where
+// they are fragments.
+func sentence(message string) string {
+	first, size := utf8.DecodeRuneInString(message)
+	message = string(unicode.ToUpper(first)) + message[size:]
+	if !strings.HasSuffix(message, ".") {
+		message += "."
+	}
+	return message
 }
 
 func endPhases(phases []platform.Phase, now time.Time) []platform.Phase {

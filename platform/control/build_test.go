@@ -97,10 +97,10 @@ func TestBuildFailuresKeepTheirCode(t *testing.T) {
 		message string
 		gone    bool
 	}{
-		"a step fails":      {making: making{Output: "RUN make\nno rule\n", Err: platform.Errorf(platform.Invalid, platform.CodeBuildFailed, "step 3 failed")}, code: platform.CodeBuildFailed, message: "step 3"},
+		"a step fails":      {making: making{Output: "RUN make\nno rule\n", Err: platform.Errorf(platform.Invalid, platform.CodeBuildFailed, "step 3 failed")}, code: platform.CodeBuildFailed, message: "Step 3 failed."},
 		"does not parse":    {making: making{Err: platform.Errorf(platform.Invalid, platform.CodeDockerfileInvalid, "line 2")}, code: platform.CodeDockerfileInvalid},
 		"no such file":      {source: platform.Source{Dockerfile: "Containerfile"}, code: platform.CodeDockerfileMissing, message: "Containerfile"},
-		"no such directory": {source: platform.Source{Context: "backend"}, code: "validation_failed", message: "backend"},
+		"no such directory": {source: platform.Source{Context: "backend"}, code: platform.CodeContextMissing, message: "backend"},
 		"engine is down":    {making: making{Err: platform.Errorf(platform.Unavailable, platform.CodeEngineUnavailable, "gone")}, code: platform.CodeEngineUnavailable},
 		"internal":          {making: making{Err: fmt.Errorf("a nil pointer")}, code: platform.CodeBuildFailed, message: "internal reason"},
 		"bytes are gone":    {code: platform.CodeUploadMissing, message: "again", gone: true},
@@ -134,7 +134,7 @@ func TestPullFailuresKeepTheirCode(t *testing.T) {
 	for _, code := range []string{platform.CodePullDenied, platform.CodeImageNotFound, platform.CodePullFailed} {
 		w.images.on("app:1", making{Err: platform.Errorf(platform.Unavailable, code, "the registry says no")})
 		d := w.become(w.deploy(service.ID, "app:1").ID, platform.Failed)
-		if d.Error.Code != code || d.Error.Message != "the registry says no" {
+		if d.Error.Code != code || d.Error.Message != "The registry says no." {
 			t.Errorf("failed with %+v", d.Error)
 		}
 	}

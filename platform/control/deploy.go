@@ -59,6 +59,7 @@ func (p *Plane) Deploy(ctx context.Context, req platform.DeployRequest) (platfor
 			return platform.Deployment{}, fmt.Errorf("starting the service: %w", err)
 		}
 	}
+	p.Ingress.Hold(service.ID)
 	p.wake(service.ID)
 	return d, nil
 }
@@ -248,6 +249,7 @@ func (p *Plane) SetStopped(ctx context.Context, id platform.ID, stopped bool, ac
 	}
 	defer p.wake(id)
 	if !stopped {
+		p.Ingress.Hold(id)
 		_, _, err := p.apply(ctx, id, actor)
 		return err
 	}

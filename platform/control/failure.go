@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/denia-paas/denia/platform"
@@ -21,6 +20,9 @@ const (
 	// startAttempts: a candidate whose replica ends is started once more; a
 	// process that lost a race at its start deserves that, no more.
 	startAttempts = 2
+	// blindAllowance is how long a candidate waits for an engine that does not
+	// answer. Its start period stands still meanwhile.
+	blindAllowance = 5 * time.Minute
 )
 
 // failure tells whether the candidate has failed, and why, with evidence. Nil
@@ -42,7 +44,7 @@ func (s *supervisor) failure(ctx context.Context, w *world, pool ingress.PoolSta
 			continue
 		}
 		r.countEnd(replica)
-		if r.ends >= startAttempts {
+		if r.ends[replica.Index] >= startAttempts {
 			return s.exited(ctx, d, replica)
 		}
 	}
@@ -80,8 +82,8 @@ func (s *supervisor) exited(ctx context.Context, d *platform.Deployment, replica
 	}
 	evidence.ExitCode = &replica.ExitCode
 	message := fmt.Sprintf("The process ended with exit code %d before it was ready.", replica.ExitCode)
-	if last := lastWord(lines); last != "" {
-		message += fmt.Sprintf(" Its last line was %q.", last)
+	if len(lines) > 0 {
+		message += " Its last lines are in the evidence."
 	} else {
 		message += " It wrote nothing; check the command and entrypoint."
 	}
@@ -109,20 +111,6 @@ func (s *supervisor) notReady(ctx context.Context, d *platform.Deployment, repli
 	}
 	return &platform.DeploymentError{Code: platform.CodePortNotListening, Evidence: evidence, Message: fmt.Sprintf(
 		"Nothing accepted connections on port %d within %s. The process must listen on 0.0.0.0 and on the port in $PORT; or set the service's port.", d.Config.Port, period)}
-}
-
-// lastWord is the last thing said on standard error, else at all: errors come
-// last.
-func lastWord(lines []platform.LogLine) string {
-	word := ""
-	for _, stream := range []string{platform.StreamStdout, platform.StreamStderr} {
-		for _, line := range lines {
-			if text := strings.TrimSpace(line.Line); text != "" && line.Stream == stream {
-				word = text
-			}
-		}
-	}
-	return word
 }
 
 func texts(lines []platform.LogLine) []string {

@@ -99,16 +99,29 @@ func (p *Plane) sweepUploads(ctx context.Context) error {
 }
 
 // sweepFiles removes files of uploads, builds and logs that no row explains.
-// Files are listed before the rows are read; an upload being received has no
-// row yet, so young files are left alone.
 func (p *Plane) sweepFiles(ctx context.Context) error {
-	uploads, err := os.ReadDir(p.uploadsDir())
-	if err != nil {
-		return fmt.Errorf("listing uploads: %w", err)
+	// An upload being received has no row yet: young files are left alone.
+	if err := p.sweepUploadFiles(ctx, 2*time.Hour); err != nil {
+		return err
 	}
 	builds, err := os.ReadDir(p.buildsDir())
 	if err != nil {
 		return fmt.Errorf("listing builds: %w", err)
+	}
+	for _, entry := range builds {
+		if err := p.dropBuild(platform.ID(entry.Name())); err != nil {
+			return fmt.Errorf("removing a build directory: %w", err)
+		}
+	}
+	return p.sweepLogs(ctx)
+}
+
+// sweepUploadFiles removes the files of uploads that have no row and are that
+// old. Files are listed before the rows are read.
+func (p *Plane) sweepUploadFiles(ctx context.Context, age time.Duration) error {
+	uploads, err := os.ReadDir(p.uploadsDir())
+	if err != nil {
+		return fmt.Errorf("listing uploads: %w", err)
 	}
 	ids, err := p.Store.UploadIDs(ctx)
 	if err != nil {
@@ -120,19 +133,14 @@ func (p *Plane) sweepFiles(ctx context.Context) error {
 	}
 	for _, entry := range uploads {
 		info, err := entry.Info()
-		if err != nil || known[entry.Name()] || time.Since(info.ModTime()) < 2*time.Hour {
+		if err != nil || known[entry.Name()] || time.Since(info.ModTime()) < age {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(p.uploadsDir(), entry.Name())); err != nil {
 			return fmt.Errorf("removing an upload: %w", err)
 		}
 	}
-	for _, entry := range builds {
-		if err := p.dropBuild(platform.ID(entry.Name())); err != nil {
-			return fmt.Errorf("removing a build directory: %w", err)
-		}
-	}
-	return p.sweepLogs(ctx)
+	return nil
 }
 
 // dropBuild removes a build directory nobody works in. It owns the deployment

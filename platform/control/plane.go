@@ -64,7 +64,8 @@ func (o *Options) defaults() {
 }
 
 const (
-	tick     = 10 * time.Second // a supervisor looks at least this often
+	tick     = 10 * time.Second // replicas are listed at least this often
+	rest     = time.Minute      // a supervisor looks at least this often
 	leaseTTL = 15 * time.Second
 	lease    = "loops"
 )
@@ -133,6 +134,10 @@ func (p *Plane) Start(ctx context.Context) error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
+	}
+	// No upload can be under way yet: what no row explains is a leftover.
+	if err := p.sweepUploadFiles(ctx, 0); err != nil {
+		return err
 	}
 	if err := p.rebuildRoutes(ctx); err != nil {
 		return err
@@ -203,6 +208,7 @@ func (p *Plane) lead(ctx context.Context) {
 		p.supervise(ref.ID)
 	}
 	t.wg.Go(func() { p.watch(t.ctx) })
+	t.wg.Go(func() { p.observe(t.ctx) })
 	t.wg.Go(func() { p.janitor(t.ctx) })
 	for range p.BuildWorkers {
 		t.wg.Go(func() { p.buildLoop(t.ctx) })
@@ -340,6 +346,36 @@ func (p *Plane) watch(ctx context.Context) {
 		}
 		p.wakeAll()
 		sleep(ctx, 200*time.Millisecond)
+	}
+}
+
+// observe lists all replicas at every tick, once for all services, and wakes
+// the supervisors whose replicas are not as they last saw them: events may have
+// been missed.
+func (p *Plane) observe(ctx context.Context) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		replicas, err := p.Runtime.Replicas(ctx, "")
+		if err != nil {
+			continue // watch notices too, and wakes all when the engine is back
+		}
+		of := map[platform.ID][]platform.Replica{}
+		for _, r := range replicas {
+			of[r.ServiceID] = append(of[r.ServiceID], r)
+		}
+		p.mu.Lock()
+		for id, s := range p.supervisors {
+			if !s.hasSeen(of[id]) {
+				s.wake()
+			}
+		}
+		p.mu.Unlock()
 	}
 }
 

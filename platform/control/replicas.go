@@ -14,7 +14,7 @@ import (
 // more of them than wanted; none when the service is stopped.
 func (s *supervisor) keep(w *world, pool ingress.PoolStatus) time.Duration {
 	if w.active == nil {
-		return tick
+		return rest
 	}
 	replicas := w.replicas[w.active.ID]
 	if w.service.Stopped {
@@ -22,7 +22,7 @@ func (s *supervisor) keep(w *world, pool ingress.PoolStatus) time.Duration {
 			s.mark(w, true)
 		}
 		if len(replicas) == 0 {
-			return tick
+			return rest
 		}
 		if busy(pool, w.active.ID) {
 			return time.Second
@@ -52,7 +52,7 @@ func (s *supervisor) keep(w *world, pool ingress.PoolStatus) time.Duration {
 	if surplus > 0 {
 		return time.Second
 	}
-	return tick
+	return rest
 }
 
 // mark sets the active deployment to stopped or back to healthy.
@@ -105,7 +105,10 @@ func (r *releaseState) countEnd(replica platform.Replica) bool {
 		r.ended = map[int]string{}
 	}
 	r.ended[replica.Index] = run
-	r.ends++
+	if r.ends == nil {
+		r.ends = map[int]int{}
+	}
+	r.ends[replica.Index]++
 	return true
 }
 
@@ -154,7 +157,7 @@ func known(pool ingress.PoolStatus, target string) bool {
 // removeOthers removes releases that are neither active nor on trial, once the
 // ingress has drained them.
 func (s *supervisor) removeOthers(w *world, pool ingress.PoolStatus) time.Duration {
-	next := tick
+	next := rest
 	for release := range w.replicas {
 		if w.active != nil && release == w.active.ID || w.candidate != nil && release == w.candidate.ID {
 			continue
@@ -197,7 +200,7 @@ func (s *supervisor) ensure(w *world, d *platform.Deployment, replicas int) time
 		if replicas == 0 {
 			r.interrupt()
 		}
-		return tick
+		return rest
 	}
 	if wait := r.pause(replicas, w.now); wait > 0 {
 		return wait
@@ -213,7 +216,7 @@ func (s *supervisor) ensure(w *world, d *platform.Deployment, replicas int) time
 		load.Config = *d.Config
 	}
 	s.call(r, load)
-	return tick
+	return rest
 }
 
 func (s *supervisor) call(r *releaseState, load platform.Workload) {

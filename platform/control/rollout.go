@@ -29,6 +29,8 @@ func (s *supervisor) begin(ctx context.Context, w *world) bool {
 	case platform.CodeOf(err) == platform.CodeImageNotFound:
 		return s.plane.end(ctx, d, platform.Pending, platform.Failed, &platform.DeploymentError{Code: platform.CodeImageNotFound, Message: fmt.Sprintf(
 			"The image %s is no longer in the engine. Deploy from source again.", short(artifact.Digest))})
+	case platform.CodeOf(err) == platform.CodeDiskFull:
+		return s.plane.end(ctx, d, platform.Pending, platform.Failed, buildError(err, nil))
 	case err != nil:
 		s.plane.logFailure("tagging an image", err)
 		return false

@@ -112,7 +112,7 @@ func TestFailedCandidateTellsWhyAndLeavesTheOldAlone(t *testing.T) {
 	}{
 		"exits twice": {
 			behavior: platformtest.Behavior{Exits: -1, ExitCode: 3, Output: []string{"no database at db:5432"}},
-			code:     platform.CodeContainerExited, message: "no database",
+			code:     platform.CodeContainerExited, message: "exit code 3",
 			evidence: func(e *platform.Evidence) bool {
 				return *e.ExitCode == 3 && !e.OOMKilled && slices.Contains(e.LogTail, "no database at db:5432")
 			},
@@ -136,11 +136,11 @@ func TestFailedCandidateTellsWhyAndLeavesTheOldAlone(t *testing.T) {
 		},
 		"cannot be started": {
 			behavior: platformtest.Behavior{Fail: platform.Errorf(platform.Unavailable, platform.CodeStartFailed, "no such command: serve")},
-			code:     platform.CodeStartFailed, message: "no such command",
+			code:     platform.CodeStartFailed, message: "No such command",
 		},
 		"has lost its image": {
 			behavior: platformtest.Behavior{Missing: true},
-			code:     platform.CodeImageNotFound, message: "no image",
+			code:     platform.CodeImageNotFound, message: "image",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

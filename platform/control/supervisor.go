@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,6 +33,7 @@ type supervisor struct {
 	mu      sync.Mutex
 	now     platform.ServiceStatus
 	volumes []platform.Volume // to be removed with the service
+	seen    []platform.Replica
 }
 
 // releaseState is what the loop remembers of a release between steps.
@@ -43,7 +45,7 @@ type releaseState struct {
 	failures int                // engine calls failed in a row, or crashes in quick succession
 	notUntil time.Time          // back-off: no call before
 	ended    map[int]string     // by replica index: the last run whose end was counted
-	ends     int                // of a candidate's replicas
+	ends     map[int]int        // by replica index: how many ends of a candidate were counted
 	waitSaid bool
 
 	// since is when this supervisor first saw the candidate. It is put
@@ -131,7 +133,7 @@ func (s *supervisor) step(ctx context.Context) (next time.Duration, done bool) {
 		return time.Second, false
 	}
 	s.found(w.now)
-	next = tick
+	next = rest
 
 	switch {
 	case w.service.Stopped && w.stoppable:
@@ -215,8 +217,23 @@ func (s *supervisor) look(ctx context.Context) (w *world, gone bool, err error) 
 	for _, r := range replicas {
 		w.replicas[r.ReleaseID] = append(w.replicas[r.ReleaseID], r)
 	}
+	s.saw(replicas)
 	s.copyOutput(replicas)
 	return w, false, nil
+}
+
+// saw remembers what the runtime showed.
+func (s *supervisor) saw(replicas []platform.Replica) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen = replicas
+}
+
+// hasSeen tells whether the runtime shows what it showed at the last look.
+func (s *supervisor) hasSeen(replicas []platform.Replica) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Equal(s.seen, replicas)
 }
 
 // lost notes that looking failed. What was configured stays as it is.
@@ -228,11 +245,18 @@ func (s *supervisor) lost(w *world, err error) {
 		s.blindSince = time.Now()
 		s.plane.logFailure("looking at service "+string(s.id), err)
 	}
-	if w != nil && !s.adopted {
-		// Nothing was ever seen: the rows alone say whether requests are to
-		// wait, and that nothing is ready.
+	if w == nil {
+		return
+	}
+	if !s.adopted || w.service.Stopped {
+		// The rows alone say whether requests are to wait; where nothing was
+		// ever seen, nothing is ready.
 		s.configure(w)
 		s.observe(w, s.plane.Ingress.Status(s.id))
+	}
+	if d := w.candidate; d != nil && time.Since(s.blindSince) > blindAllowance {
+		s.plane.end(s.ctx, *d, platform.Starting, platform.Failed, &platform.DeploymentError{Code: platform.CodeEngineUnavailable, Message: fmt.Sprintf(
+			"The engine did not answer for %s while the replicas were to start. See that it runs, then deploy again.", blindAllowance)})
 	}
 }
 

@@ -148,6 +148,17 @@ func (in *Ingress) Configure(spec PoolSpec) {
 	in.pool(spec.ServiceID).configure(spec)
 }
 
+// Hold has requests for a service wait for a ready replica where they were
+// refused, because it was stopped or had no release: one is on its way. The
+// next Configure decides anew.
+func (in *Ingress) Hold(service platform.ID) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if p := in.pools[service]; p != nil {
+		p.hold()
+	}
+}
+
 // Remove takes the pool of a service away. Its targets drain as the last
 // Configure said; requests for hosts that are still routed to it get 404.
 func (in *Ingress) Remove(service platform.ID) {

@@ -194,6 +194,15 @@ func (p *pool) configure(spec PoolSpec) {
 	}
 }
 
+func (p *pool) hold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.spec.Stopped || p.spec.Undeployed {
+		p.spec.Stopped, p.spec.Undeployed = false, false
+		p.publish()
+	}
+}
+
 // find returns the upstream that is t and not draining. p.mu must be held.
 func (p *pool) find(t Target) *upstream {
 	t.Presumed = false

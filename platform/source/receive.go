@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/denia-paas/denia/platform"
 )
@@ -109,23 +108,6 @@ func syncDir(name string) error {
 	defer d.Close()
 	if err := d.Sync(); err != nil {
 		return fmt.Errorf("syncing directory: %w", err)
-	}
-	return nil
-}
-
-// RemovePartial removes from dir what Receives that never returned, because
-// the process was killed, have left. Call it before the first Receive there.
-func RemovePartial(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("listing partial uploads: %w", err)
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), partialPrefix) {
-			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("removing partial upload: %w", err)
-			}
-		}
 	}
 	return nil
 }

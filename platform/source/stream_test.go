@@ -275,33 +275,6 @@ func TestDigests(t *testing.T) {
 	}
 }
 
-func TestRemovePartial(t *testing.T) {
-	dir := t.TempDir()
-	archive := pack(t, reg("f", "x"))
-	if _, err := source.Receive(t.Context(), bytes.NewReader(archive), mediaTar, filepath.Join(dir, "upload"), source.Limits{}); err != nil {
-		t.Fatal(err)
-	}
-	// What a kill leaves is what there is while a Receive goes on.
-	_, err := source.Receive(t.Context(), readerFunc(func([]byte) (int, error) {
-		if entries, _ := os.ReadDir(dir); len(entries) != 2 {
-			t.Errorf("during Receive: %v", entries)
-		}
-		if err := source.RemovePartial(dir); err != nil {
-			t.Error(err)
-		}
-		if entries, _ := os.ReadDir(dir); len(entries) != 1 || entries[0].Name() != "upload" {
-			t.Errorf("after RemovePartial: %v", entries)
-		}
-		return 0, io.EOF
-	}), mediaTar, filepath.Join(dir, "other"), source.Limits{})
-	if err == nil {
-		t.Error("an empty body was taken")
-	}
-	if err := source.RemovePartial(filepath.Join(dir, "missing")); err == nil {
-		t.Error("a missing directory is no error")
-	}
-}
-
 func TestFullDiskIsSaidInNumbers(t *testing.T) {
 	for _, cause := range []error{syscall.ENOSPC, syscall.EDQUOT} {
 		err := source.DiskError(&os.PathError{Op: "write", Path: "x", Err: cause}, filepath.Join(t.TempDir(), "x"), 5<<20, "writing upload")

@@ -57,7 +57,38 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	s.eventually(30*time.Second, "a service deleted before the power cut leaves nothing", func() bool { return len(s.containers()) == 1 })
 }
 
-// The engine restarting is one more crash: everything comes back by itself.
+// The end of the process waits for no upload, however slow.
+func TestStopDoesNotWaitForASlowUpload(t *testing.T) {
+	s := start(t)
+	id := s.service("app", nil)
+	body, feed := io.Pipe()
+	defer feed.Close()
+	answered := make(chan int, 1)
+	go func() {
+		request, _ := http.NewRequest("POST", s.url("/v1/services/"+id+"/uploads"), body)
+		request.Header.Set("Authorization", "Bearer "+s.token)
+		request.Header.Set("Content-Type", "application/zstd")
+		reply, err := http.DefaultClient.Do(request)
+		if err != nil {
+			answered <- 0
+			return
+		}
+		_ = reply.Body.Close()
+		answered <- reply.StatusCode
+	}()
+	archive := appContext("slow").archive(t)
+	if _, err := feed.Write(archive[:len(archive)/2]); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	s.stop()
+	t.Logf("Denia ended after %s, the upload with status %d", time.Since(began).Round(time.Millisecond), <-answered)
+	s.run()
+	if left := s.uploadFiles(); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 // Ctrl-C and a new start leave the applications running.
 func TestStopLeavesApplicationsRunning(t *testing.T) {
 	s := start(t)

@@ -49,7 +49,7 @@ func TestFailuresKeepTheOldRelease(t *testing.T) {
 		}, "build_failed", "7", "log_tail"},
 		{"a Dockerfile error", "", func() object { return upload(files{"Dockerfile": "FROM scratch\nCOPPY a b\n"}) }, "dockerfile_invalid", "COPPY", "log_tail"},
 		{"no Dockerfile", "", func() object { return upload(files{"readme": "x"}) }, "dockerfile_not_found", "Dockerfile", "log_tail"},
-		{"an image that exits 1", "exit", func() object { return upload(appContext("x")) }, "container_exited", "cannot find my configuration", "exit_code"},
+		{"an image that exits 1", "exit", func() object { return upload(appContext("x")) }, "container_exited", "exit code 1", "log_tail"},
 		{"one that never listens", "silent", func() object { return upload(appContext("x")) }, "port_not_listening", "8080", "last_probe"},
 		{"one that answers 500", "500", func() object { return upload(appContext("x")) }, "health_check_failed", "500", "last_probe"},
 		{"out of memory", "oom", func() object { return upload(appContext("x")) }, "out_of_memory", "32.0 MiB", "oom_killed"},
@@ -69,6 +69,9 @@ func TestFailuresKeepTheOldRelease(t *testing.T) {
 			}
 			if c.evidence != "" && d.str("error.evidence."+c.evidence) == "" {
 				t.Errorf("no %s in the evidence: %v", c.evidence, d["error"])
+			}
+			if c.mode == "exit" && !strings.Contains(d.str("error.evidence.log_tail"), "cannot find my configuration") {
+				t.Errorf("the evidence does not show the process's last words: %v", d["error"])
 			}
 			t.Logf("%s: %s", d.str("error.code"), message)
 			s.answers("app.localhost", "steady")
