@@ -149,7 +149,7 @@ func (p *Plane) build(term context.Context, d platform.Deployment) {
 	if term.Err() != nil {
 		return
 	}
-	settled := true
+	var settled bool
 	switch cause := context.Cause(ctx); {
 	case err == nil:
 		settled = p.imageReady(term, d, artifact)

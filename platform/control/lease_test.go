@@ -50,7 +50,7 @@ func TestOnlyTheHolderOfTheLeaseActsAndTheOtherTakesOver(t *testing.T) {
 	w.engine.Script(digest("app:3"), platformtest.Behavior{Deaf: true})
 	d := w.deploy(service.ID, "app:3")
 	w.runs(service.ID, "2.0", "3.0")
-	check(t, w.Plane.Close())
+	check(t, w.Close())
 	if got := w.replicas(service.ID); !slices.Equal(got, []string{"2.0", "3.0"}) {
 		t.Errorf("after the first closed %v run", got)
 	}

@@ -167,7 +167,7 @@ func (w *world) boot() {
 // shut ends the process: what runs goes on running.
 func (w *world) shut() {
 	w.t.Helper()
-	check(w.t, w.Plane.Close())
+	check(w.t, w.Close())
 	w.options.Ingress.Close()
 	check(w.t, w.options.Logs.Close())
 }

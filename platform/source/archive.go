@@ -63,7 +63,7 @@ func walkTar(stream *tarReader, limits Limits, visit visitor) (*tree, error) {
 	buffer := make([]byte, 64<<10)
 	for {
 		header, err := archive.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {

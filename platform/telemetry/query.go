@@ -81,7 +81,7 @@ func (l *Logs) Read(key string, q Query) ([]platform.LogLine, error) {
 		end := k.snapshot().end // a busy log must not keep a reader for ever
 		for {
 			r, after, err := s.next()
-			if err == errCaughtUp || err == nil && after > end {
+			if errors.Is(err, errCaughtUp) || err == nil && after > end {
 				return nil
 			}
 			if err != nil {
@@ -182,7 +182,7 @@ func (f *Follower) Next(ctx context.Context) (Cursor, platform.LogLine, error) {
 			}
 			continue
 		}
-		if err != errCaughtUp {
+		if !errors.Is(err, errCaughtUp) {
 			return "", platform.LogLine{}, err
 		}
 		now, changed := f.k.watch()
