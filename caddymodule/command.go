@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -111,12 +112,11 @@ func openapiCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("making the document: %w", err)
 			}
-			var indented json.RawMessage = document
-			out, err := json.MarshalIndent(indented, "", "  ")
-			if err != nil {
+			var indented bytes.Buffer
+			if err := json.Indent(&indented, document, "", "  "); err != nil {
 				return fmt.Errorf("formatting the document: %w", err)
 			}
-			_, err = fmt.Fprintln(c.OutOrStdout(), string(out))
+			_, err = fmt.Fprintln(c.OutOrStdout(), indented.String())
 			return err
 		},
 	}

@@ -17,6 +17,7 @@ func WriteReference(w io.Writer) error {
 	table := routes()
 	doc := (&API{}).describeRoutes(table)
 	var out bytes.Buffer
+	out.WriteString("# API reference\n\nMade from the code by `make docs`; do not edit. The same as an OpenAPI document: [openapi.json](openapi.json), and `GET /v1/openapi.json`. What holds for every route, and examples: [services.md](services.md) and [operations.md](operations.md).\n\n")
 	section := ""
 	for _, rt := range table {
 		if rt.section != section {

@@ -44,7 +44,7 @@ type healthCheck struct {
 	Type         string `json:"type,omitempty" default:"http" enum:"http,tcp,none"`
 	Path         string `json:"path,omitempty" default:"/"`
 	Status       string `json:"status,omitempty" default:"200-399" doc:"Good statuses, e.g. 200-399 or 200,204."`
-	IntervalS    int    `json:"interval_s,omitempty" default:"5"`
+	IntervalS    int    `json:"interval_s,omitempty" default:"10"`
 	TimeoutS     int    `json:"timeout_s,omitempty" default:"3"`
 	StartPeriodS int    `json:"start_period_s,omitempty" default:"60" doc:"How long a new replica may take to its first good answer."`
 }
