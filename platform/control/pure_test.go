@@ -14,7 +14,7 @@ func TestBackOffGrowsAndIsBounded(t *testing.T) {
 	var r releaseState
 	last := time.Duration(0)
 	for i := 1; i < 100; i++ {
-		r.backOff(now)
+		r.backOff(now, 2)
 		wait := max(0, r.notUntil.Sub(now))
 		switch {
 		case i <= 2 && wait != 0:

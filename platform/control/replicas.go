@@ -39,8 +39,11 @@ func (s *supervisor) keep(w *world, pool ingress.PoolStatus) time.Duration {
 			}
 		case r.State == platform.ReplicaRunning:
 			running++
-			if w.active.Status == platform.Stopped && isReady(pool, r) {
-				s.mark(w, false)
+			if isReady(pool, r) {
+				s.release(w.active.ID).servedBy(r)
+				if w.active.Status == platform.Stopped {
+					s.mark(w, false)
+				}
 			}
 		case r.State == platform.ReplicaExited:
 			s.crashed(w, r)
@@ -84,7 +87,12 @@ func (s *supervisor) crashed(w *world, r platform.Replica) {
 	if r.FinishedAt.Sub(r.StartedAt) >= stableAfter {
 		state.failures = 0
 	}
-	state.backOff(w.now)
+	free := 2
+	if state.served[r.Index] == targetID(r) {
+		// It starts well: whoever waits is better served by a new one at once.
+		free = 10
+	}
+	state.backOff(w.now, free)
 	why := fmt.Sprintf("exit code %d", r.ExitCode)
 	if r.OOMKilled {
 		why = "out of memory"
@@ -128,11 +136,20 @@ func (r *releaseState) interrupt() {
 	}
 }
 
-// backOff counts a failure: the first two cost nothing, then 0.5 s, doubling.
-func (r *releaseState) backOff(now time.Time) {
+// servedBy notes that a run of a replica was ready.
+func (r *releaseState) servedBy(replica platform.Replica) {
+	if r.served == nil {
+		r.served = map[int]string{}
+	}
+	r.served[replica.Index] = targetID(replica)
+}
+
+// backOff counts a failure: the first ones cost nothing, then it is 0.5 s,
+// doubling.
+func (r *releaseState) backOff(now time.Time, free int) {
 	r.failures++
-	if r.failures > 2 {
-		r.notUntil = now.Add(min(maxBackOff, 500*time.Millisecond<<min(r.failures-3, 10)))
+	if over := r.failures - free; over > 0 {
+		r.notUntil = now.Add(min(maxBackOff, 500*time.Millisecond<<min(over-1, 10)))
 	}
 }
 
@@ -247,7 +264,7 @@ func (s *supervisor) collect() {
 			r.busy, r.stop, r.err = nil, nil, err
 			if err != nil && !errors.Is(err, context.Canceled) {
 				r.failures = max(r.failures, 2)
-				r.backOff(time.Now())
+				r.backOff(time.Now(), 2)
 				s.plane.Log.Warn("the engine could not bring a release to what is desired", "service", s.id, "release", id, "replicas", r.desired, "error", err)
 			}
 		default:

@@ -46,6 +46,7 @@ type releaseState struct {
 	notUntil time.Time          // back-off: no call before
 	ended    map[int]string     // by replica index: the last run whose end was counted
 	ends     map[int]int        // by replica index: how many ends of a candidate were counted
+	served   map[int]string     // by replica index: the last run that was ready
 	waitSaid bool
 
 	// since is when this supervisor first saw the candidate. It is put
