@@ -108,6 +108,22 @@ func (p *pool) wait(ctx context.Context, v *view, wait *patience) *refusal {
 	}
 }
 
+// pauseFor gives u, which broke a request off, the time that a process takes to
+// die, where there is no other target: repeats would be spent on it.
+func (p *pool) pauseFor(ctx context.Context, u *upstream) {
+	v := p.view.Load()
+	if v.pick(u) != u {
+		return
+	}
+	timer := time.NewTimer(dyingFor)
+	defer timer.Stop()
+	select {
+	case <-v.changed:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
 // pick returns the target with the least load, nil when there is none. It
 // starts at a random one: ties must not all go to the first.
 func (v *view) pick(avoid *upstream) *upstream {

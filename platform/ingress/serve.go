@@ -91,6 +91,9 @@ func (x *exchange) serve() {
 			x.refuse(refuseTimeout(x.pool.name(), wait.total))
 		default:
 			avoid = u
+			if !failed.unsent {
+				x.pool.pauseFor(ctx, u)
+			}
 			continue
 		}
 		return
