@@ -11,13 +11,13 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/denia-paas/denia/internal/leak"
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/control"
 	"github.com/denia-paas/denia/platform/ingress"
@@ -36,19 +36,7 @@ func TestMain(m *testing.M) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	before := runtime.NumGoroutine()
-	code := m.Run()
-	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
-	deadline := time.Now().Add(5 * time.Second)
-	for runtime.NumGoroutine() > before && time.Now().Before(deadline) {
-		runtime.Gosched()
-	}
-	if n := runtime.NumGoroutine(); n > before && code == 0 {
-		stacks := make([]byte, 1<<20)
-		fmt.Printf("%d goroutines were left:\n%s\n", n-before, stacks[:runtime.Stack(stacks, true)])
-		code = 1
-	}
-	os.Exit(code)
+	leak.Main(m)
 }
 
 // blank is a database without rows: to migrate one for each test takes longer

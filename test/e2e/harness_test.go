@@ -22,7 +22,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 )
 
 var (
@@ -372,27 +371,11 @@ func appContext(message string) files {
 
 func (f files) archive(t testing.TB) []byte {
 	t.Helper()
-	var out bytes.Buffer
-	packed, err := zstd.NewWriter(&out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := tar.NewWriter(packed)
+	var entries []entry
 	for name, content := range f {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, content); err != nil {
-			t.Fatal(err)
-		}
+		entries = append(entries, entry{Header: tar.Header{Name: name, Typeflag: tar.TypeReg}, content: content})
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := packed.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
+	return pack(t, entries...)
 }
 
 // upload sends a build context and returns its id.

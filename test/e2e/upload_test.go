@@ -34,7 +34,7 @@ func pack(t testing.TB, entries ...entry) []byte {
 	}
 	w := tar.NewWriter(packed)
 	for _, e := range entries {
-		e.Size, e.Mode = int64(len(e.content)), 0o644
+		e.Size, e.Mode = int64(len(e.content)), 0o755
 		if err := w.WriteHeader(&e.Header); err != nil {
 			t.Fatal(err)
 		}
