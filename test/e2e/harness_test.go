@@ -21,7 +21,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
 )
 
 var (
