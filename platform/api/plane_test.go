@@ -19,6 +19,7 @@ type fakePlane struct {
 	volumes bool // the last DeleteService asked for them
 	subs    map[chan struct{}]platform.ID
 	panics  bool // Restart does
+	reserve error
 	last    map[platform.ID]platform.ServiceStatus
 }
 
@@ -137,7 +138,7 @@ func (p *fakePlane) publish() {
 
 func (p *fakePlane) Draining() <-chan struct{} { return p.draining }
 
-func (p *fakePlane) CheckReserve() error { return nil }
+func (p *fakePlane) CheckReserve() error { return p.reserve }
 
 // took returns what was applied and kicked since the last call.
 func (p *fakePlane) took() (applied, kicked []platform.ID) {
