@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/denia-paas/denia/platform"
 )
 
@@ -108,19 +110,50 @@ func (p *pool) wait(ctx context.Context, v *view, wait *patience) *refusal {
 	}
 }
 
-// pauseFor gives u, which broke a request off, the time that a process takes to
-// die, where there is no other target: repeats would be spent on it.
-func (p *pool) pauseFor(ctx context.Context, u *upstream) {
+// settle waits until it is known what became of u, which broke a request off:
+// until it answers a health check, or there are other targets. A process that
+// is being killed accepts connections to its end, and would take every repeat
+// with it. Where there is another target it returns at once.
+func (p *pool) settle(ctx context.Context, u *upstream, wait *patience) {
 	v := p.view.Load()
 	if v.pick(u) != u {
 		return
 	}
-	timer := time.NewTimer(dyingFor)
-	defer timer.Stop()
-	select {
-	case <-v.changed:
-	case <-timer.C:
-	case <-ctx.Done():
+	enough := time.NewTimer(min(wait.left(), settleFor))
+	defer enough.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	if newChecker(u).path == nil {
+		pause.Reset(dyingFor) // a connection alone says little: give it time
+	}
+	for {
+		var answers <-chan singleflight.Result
+		select {
+		case <-pause.C:
+			answers = u.answers.DoChan("", func() (any, error) {
+				outcome, _ := newChecker(u).check(u.ctx)
+				return outcome.OK, nil
+			})
+		case <-v.changed:
+			return
+		case <-enough.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case result := <-answers:
+			if result.Val == true {
+				return
+			}
+			pause.Reset(dyingFor)
+		case <-v.changed:
+			return
+		case <-enough.C:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

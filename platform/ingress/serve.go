@@ -92,7 +92,7 @@ func (x *exchange) serve() {
 		default:
 			avoid = u
 			if !failed.unsent {
-				x.pool.pauseFor(ctx, u)
+				x.pool.settle(ctx, u, &wait)
 			}
 			continue
 		}

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/denia-paas/denia/platform"
 )
 
@@ -66,6 +68,7 @@ type upstream struct {
 	kick      chan struct{}      // size 1: probe soon
 	drainFor  chan time.Duration // size 1: draining began
 	lastProbe atomic.Pointer[Probe]
+	answers   singleflight.Group // health checks besides the prober's, one at a time
 
 	// The pool's mu guards these.
 	serving   bool
@@ -205,6 +208,10 @@ func (u *upstream) dial() (*conn, error) {
 // killed may still seem to accept others: the kernel closes what a process had
 // open one after the other, and in no order that could be relied on.
 const dyingFor = 50 * time.Millisecond
+
+// settleFor bounds how long a request waits to know what became of a replica
+// that broke it off. Dying takes longest where the machine is busy.
+const settleFor = 5 * time.Second
 
 // isDead tells whether nobody listens at u, after a connection broke.
 func (u *upstream) isDead() bool {
