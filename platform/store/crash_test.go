@@ -14,8 +14,11 @@ import (
 	"github.com/denia-paas/denia/platform/store"
 )
 
-// crashEnv makes this test binary a process that is there to be killed.
-const crashEnv = "DENIA_STORE_CRASH_DSN"
+// Each makes this test binary a process that is there to be killed.
+const (
+	rolloutEnv = "DENIA_STORE_CRASH_ROLLOUT_DSN"
+	pushEnv    = "DENIA_STORE_CRASH_PUSH_DSN"
+)
 
 // rolloutForEver deploys as fast as it can and prints a line for each release.
 func rolloutForEver(dsn string) {
@@ -64,7 +67,7 @@ func TestStore_SurvivesKill(t *testing.T) {
 		ok(t, setup.Close())
 		random := rand.New(rand.NewPCG(1, 2))
 		for range 8 {
-			acknowledged := killAfter(t, dsn, 1+random.IntN(8), time.Duration(random.IntN(4000))*time.Microsecond)
+			acknowledged := killAfter(t, rolloutEnv, dsn, 1+random.IntN(8), time.Duration(random.IntN(4000))*time.Microsecond)
 			s := get(store.Open(t.Context(), dsn, options())).or(t)
 			active := get(s.Service(t.Context(), web)).or(t).ActiveDeploymentID
 			list, _ := get2(s.Deployments(t.Context(), web, store.Page{Limit: 10_000})).or(t)
@@ -89,12 +92,12 @@ func TestStore_SurvivesKill(t *testing.T) {
 	})
 }
 
-// killAfter starts the process, waits for n releases and a little more, kills
-// it, and returns the number of the last release it told of.
-func killAfter(t *testing.T, dsn string, n int, more time.Duration) (acknowledged int) {
+// killAfter starts the process, waits for n lines of it and a little more, kills
+// it, and returns the number on the last line.
+func killAfter(t *testing.T, env, dsn string, n int, more time.Duration) (acknowledged int) {
 	t.Helper()
 	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), crashEnv+"="+dsn)
+	child.Env = append(os.Environ(), env+"="+dsn)
 	child.Stderr = os.Stderr
 	out := get(child.StdoutPipe()).or(t)
 	ok(t, child.Start())

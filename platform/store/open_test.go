@@ -66,7 +66,7 @@ func TestOpen_RefusesNewerSchema(t *testing.T) {
 		if err == nil {
 			t.Fatal("a newer schema was opened")
 		}
-		for _, part := range []string{"4711", "up to version 1", "newer Denia", "backup"} {
+		for _, part := range []string{"4711", "up to version 2", "newer Denia", "backup"} {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("%q does not say %q", err, part)
 			}
@@ -86,6 +86,32 @@ func TestOpen_FailedMigrationLeavesNothing(t *testing.T) {
 		}
 		execute(t, db, `DROP TABLE leases`)
 		equal(t, "default project", defaultProject(t, open(t, dsn)).Name, "default")
+	})
+}
+
+func TestOpen_UpgradesFromTheFirstSchema(t *testing.T) {
+	onEachDSN(t, func(t *testing.T, dsn string) {
+		first := get(store.Open(t.Context(), dsn, options())).or(t)
+		live := release(t, first, anyService(t, first).ID)
+		ok(t, first.Close())
+		db := raw(t, dsn)
+		for _, table := range []string{"reviews", "edges", "tags", "manifests", "links", "blobs"} {
+			execute(t, db, `DROP TABLE registry_`+table)
+		}
+		execute(t, db, `DELETE FROM schema_version WHERE version_id > 1`)
+
+		execute(t, db, `CREATE TABLE registry_reviews (stranger TEXT)`) // the last table the migration makes
+		if _, err := store.Open(t.Context(), dsn, options()); err == nil {
+			t.Fatal("a migration over a stranger's table succeeded")
+		}
+		if _, err := db.ExecContext(t.Context(), `SELECT 1 FROM registry_blobs`); err == nil {
+			t.Error("the failed migration left tables")
+		}
+		execute(t, db, `DROP TABLE registry_reviews`)
+		ok(t, db.Close())
+		s := open(t, dsn)
+		same(t, "deployment", get(s.Deployment(t.Context(), live.ID)).or(t), live)
+		commit(t, s.Registry(), "a", "x", noon)
 	})
 }
 

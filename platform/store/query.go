@@ -22,11 +22,13 @@ import (
 // tx runs statements: in one transaction when write made it, each by itself
 // otherwise.
 type tx struct {
-	q interface {
-		ExecContext(context.Context, string, ...any) (sql.Result, error)
-		QueryContext(context.Context, string, ...any) (*sql.Rows, error)
-	}
+	q   queryer
 	now time.Time // one time for all rows of a transaction
+}
+
+type queryer interface {
+	ExecContext(context.Context, string, ...any) (sql.Result, error)
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 }
 
 func (s *Store) read() tx { return tx{q: s.reads, now: now()} }

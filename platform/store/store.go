@@ -52,6 +52,7 @@ type Store struct {
 	release      func()        // frees what the two handles do not own
 	instance     string
 	seal, unseal func([]byte) ([]byte, error)
+	registry     *Registry
 }
 
 // Open opens the database named by dsn, "sqlite:<path>" or
@@ -79,6 +80,7 @@ func Open(ctx context.Context, dsn string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening database: %w", err), s.Close())
 	}
+	s.registry = newRegistry(s)
 	return s, nil
 }
 

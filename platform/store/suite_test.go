@@ -26,8 +26,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if dsn := os.Getenv(crashEnv); dsn != "" {
+	if dsn := os.Getenv(rolloutEnv); dsn != "" {
 		rolloutForEver(dsn)
+	}
+	if dsn := os.Getenv(pushEnv); dsn != "" {
+		pushForEver(dsn)
 	}
 	os.Exit(m.Run())
 }
