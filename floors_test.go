@@ -16,6 +16,8 @@ const module = "github.com/denia-paas/denia"
 // packages of lower floors, and none of its own.
 var floors = map[string]int{
 	"platform":              0,
+	"registry/oci":          0,
+	"registry":              1,
 	"platform/store":        1,
 	"platform/docker":       1,
 	"platform/ingress":      1,
@@ -35,16 +37,17 @@ var floors = map[string]int{
 // owners says which package alone may import a library: what that package
 // hides.
 var owners = map[string][]string{
-	"database/sql":               {"platform/store"},
-	"github.com/jackc/pgx":       {"platform/store"},
-	"modernc.org/sqlite":         {"platform/store"},
-	"github.com/docker/docker":   {"platform/docker"},
-	"github.com/moby/buildkit":   {"platform/docker"},
-	"github.com/caddyserver":     {"caddymodule", "cmd/denia", "cmd/xcaddy-build"},
-	"github.com/danielgtaylor":   {"platform/api"},
-	"filippo.io/age":             {"platform/secret"},
-	"github.com/klauspost":       {"platform/source"},
-	"github.com/coder/websocket": {},
+	"database/sql":                           {"platform/store"},
+	"github.com/jackc/pgx":                   {"platform/store"},
+	"modernc.org/sqlite":                     {"platform/store"},
+	"github.com/docker/docker":               {"platform/docker"},
+	"github.com/google/go-containerregistry": {"registry"},
+	"github.com/moby/buildkit":               {"platform/docker"},
+	"github.com/caddyserver":                 {"caddymodule", "cmd/denia", "cmd/xcaddy-build"},
+	"github.com/danielgtaylor":               {"platform/api"},
+	"filippo.io/age":                         {"platform/secret"},
+	"github.com/klauspost":                   {"platform/source"},
+	"github.com/coder/websocket":             {},
 }
 
 type pkg struct {
