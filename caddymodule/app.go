@@ -6,12 +6,14 @@ package caddymodule
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/denia-paas/denia/platform/source"
@@ -68,10 +70,11 @@ type App struct {
 	// DataDir/admin.token and printed once. A change needs a restart.
 	AdminToken string `json:"admin_token,omitempty"`
 
-	Uploads Uploads `json:"uploads,omitzero"`
-	Builds  Builds  `json:"builds,omitzero"`
-	Ingress Ingress `json:"ingress,omitzero"`
-	Logs    Logs    `json:"logs,omitzero"`
+	Uploads  Uploads  `json:"uploads,omitzero"`
+	Builds   Builds   `json:"builds,omitzero"`
+	Ingress  Ingress  `json:"ingress,omitzero"`
+	Logs     Logs     `json:"logs,omitzero"`
+	Registry Registry `json:"registry,omitzero"`
 
 	engine atomic.Pointer[Engine]
 	ctx    caddy.Context
@@ -79,7 +82,7 @@ type App struct {
 }
 
 // Uploads bound build contexts. A change needs a restart, as for Builds,
-// Ingress and Logs.
+// Ingress, Logs and Registry.
 type Uploads struct {
 	MaxPackedBytes   int64 `json:"max_packed_bytes,omitempty"`   // default 1 GiB
 	MaxUnpackedBytes int64 `json:"max_unpacked_bytes,omitempty"` // default 4 GiB
@@ -108,6 +111,21 @@ type Logs struct {
 	MaxBytes int64 `json:"max_bytes,omitempty"` // per service; default 100 MiB
 }
 
+// Registry bounds the registry at /v2 and its cache of other registries.
+type Registry struct {
+	// Lease is how long what was pushed or asked for is safe from collection,
+	// tagged or not. It must be longer than any push takes. Default 24h.
+	Lease caddy.Duration `json:"lease,omitempty"`
+
+	// UploadTTL is how long an upload may pause. Default 24h.
+	UploadTTL caddy.Duration `json:"upload_ttl,omitempty"`
+
+	MaxManifestBytes int64          `json:"max_manifest_bytes,omitempty"` // default 8 MiB
+	CacheBytes       int64          `json:"cache_bytes,omitempty"`        // kept of other registries; default 10 GiB
+	CacheTTL         caddy.Duration `json:"cache_ttl,omitempty"`          // after which a tag is compared with its registry; default 5m
+	ScrubBytes       int64          `json:"scrub_bytes,omitempty"`        // checked for damage each day; default 20 GiB
+}
+
 // CaddyModule returns the module's id and constructor.
 func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "denia", New: func() caddy.Module { return new(App) }}
@@ -134,6 +152,12 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.Ingress.MaxWaiting = cmp.Or(a.Ingress.MaxWaiting, 1000)
 	a.Ingress.DialTimeout = cmp.Or(a.Ingress.DialTimeout, caddy.Duration(2*time.Second))
 	a.Logs.MaxBytes = cmp.Or(a.Logs.MaxBytes, 100<<20)
+	a.Registry.Lease = cmp.Or(a.Registry.Lease, caddy.Duration(24*time.Hour))
+	a.Registry.UploadTTL = cmp.Or(a.Registry.UploadTTL, caddy.Duration(24*time.Hour))
+	a.Registry.MaxManifestBytes = cmp.Or(a.Registry.MaxManifestBytes, 8<<20)
+	a.Registry.CacheBytes = cmp.Or(a.Registry.CacheBytes, 10<<30)
+	a.Registry.CacheTTL = cmp.Or(a.Registry.CacheTTL, caddy.Duration(5*time.Minute))
+	a.Registry.ScrubBytes = cmp.Or(a.Registry.ScrubBytes, 20<<30)
 	return nil
 }
 
@@ -173,6 +197,12 @@ func (a *App) Start() error {
 		}
 	}
 	a.key = key
+	for _, collector := range engine.registry.Collectors() {
+		var already prometheus.AlreadyRegisteredError
+		if err := a.ctx.GetMetricsRegistry().Register(collector); err != nil && !errors.As(err, &already) {
+			log.Error("registering metrics failed", "error", err)
+		}
+	}
 	a.engine.Store(engine)
 	return nil
 }

@@ -15,9 +15,10 @@ import (
 func init() {
 	httpcaddyfile.RegisterGlobalOption("denia", parseGlobal)
 	for name, make := range map[string]func() caddyhttp.MiddlewareHandler{
-		"denia":         func() caddyhttp.MiddlewareHandler { return new(Handler) },
-		"denia_api":     func() caddyhttp.MiddlewareHandler { return new(APIHandler) },
-		"denia_ingress": func() caddyhttp.MiddlewareHandler { return new(IngressHandler) },
+		"denia":          func() caddyhttp.MiddlewareHandler { return new(Handler) },
+		"denia_api":      func() caddyhttp.MiddlewareHandler { return new(APIHandler) },
+		"denia_ingress":  func() caddyhttp.MiddlewareHandler { return new(IngressHandler) },
+		"denia_registry": func() caddyhttp.MiddlewareHandler { return new(RegistryHandler) },
 	} {
 		httpcaddyfile.RegisterHandlerDirective(name, func(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 			h.Next() // the directive's name
@@ -63,6 +64,14 @@ func init() {
 //		logs {
 //			max_size <size>
 //		}
+//		registry {
+//			lease         <duration>
+//			upload_ttl    <duration>
+//			max_manifest  <size>
+//			cache_size    <size>
+//			cache_ttl     <duration>
+//			scrub_per_day <size>
+//		}
 //	}
 func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 	if existing != nil {
@@ -97,6 +106,14 @@ func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 			"dial_timeout": duration(&app.Ingress.DialTimeout),
 		},
 		"logs": {"max_size": size(&app.Logs.MaxBytes)},
+		"registry": {
+			"lease":         duration(&app.Registry.Lease),
+			"upload_ttl":    duration(&app.Registry.UploadTTL),
+			"max_manifest":  size(&app.Registry.MaxManifestBytes),
+			"cache_size":    size(&app.Registry.CacheBytes),
+			"cache_ttl":     duration(&app.Registry.CacheTTL),
+			"scrub_per_day": size(&app.Registry.ScrubBytes),
+		},
 	}
 	for d.NextBlock(0) {
 		name := d.Val()
@@ -132,7 +149,7 @@ func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 // validatePlaceholders checks early what can be checked, so that the error
 // names the file and the line.
 func (a *App) validatePlaceholders(d *caddyfile.Dispenser) error {
-	replaced := App{Database: a.Database, BaseDomain: a.BaseDomain, ControlDomain: a.ControlDomain, AdminToken: a.AdminToken, Uploads: a.Uploads, Builds: a.Builds, Ingress: a.Ingress, Logs: a.Logs}
+	replaced := App{Database: a.Database, BaseDomain: a.BaseDomain, ControlDomain: a.ControlDomain, AdminToken: a.AdminToken, Uploads: a.Uploads, Builds: a.Builds, Ingress: a.Ingress, Logs: a.Logs, Registry: a.Registry}
 	replaced.replace()
 	if err := replaced.validate(); err != nil {
 		return d.WrapErr(err)

@@ -190,6 +190,46 @@ func TestAdminTokenIsMadeOnceAndPrivate(t *testing.T) {
 	}
 }
 
+func TestRegistryOfAnotherDatabaseIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		if err := belongsTo(dir, "one"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := belongsTo(dir, "two"); err == nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "instance one") {
+		t.Errorf("another database's registry gives %v, want an error that names directory and owner", err)
+	}
+}
+
+func TestEngineFindsTheRegistryWhereItWas(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "registry.port")
+	first, err := listenAgain(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken, err := listenAgain(t.Context(), filepath.Join(t.TempDir(), "registry.port"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	address := first.Addr().String()
+	_ = first.Close()
+	again, err := listenAgain(t.Context(), file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if again.Addr().String() != address {
+		t.Errorf("listens on %s after a restart, was on %s", again.Addr(), address)
+	}
+	other, err := listenAgain(t.Context(), file)
+	if err != nil {
+		t.Fatalf("the port is taken: %v, want another one", err)
+	}
+	_ = other.Close()
+}
+
 // A logger made from one configuration writes to the next one's, with its
 // attributes.
 func TestRelayFollowsTheConfiguration(t *testing.T) {

@@ -29,6 +29,7 @@ import (
 	"github.com/denia-paas/denia/platform/source"
 	"github.com/denia-paas/denia/platform/store"
 	"github.com/denia-paas/denia/platform/telemetry"
+	"github.com/denia-paas/denia/registry"
 )
 
 // engines holds the process's Engines by data directory.
@@ -52,6 +53,13 @@ type Engine struct {
 	plane   *control.Plane
 	api     *api.API
 
+	registry       *registry.Registry
+	loopback       net.Listener // where the Docker Engine reaches the registry
+	loopbackServer *http.Server
+	serving        sync.WaitGroup
+	transfers      context.Context // ends when the registry's transfers have to
+	cutTransfers   context.CancelFunc
+
 	greeting   sync.WaitGroup // of the engine of containers, at the start
 	stopGreets context.CancelFunc
 
@@ -64,6 +72,7 @@ type Engine struct {
 func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, err error) {
 	e := &Engine{settings: s, log: newRelay(log), idle: make(chan struct{}, 1)}
 	e.controlDomain.Store(&s.controlDomain)
+	e.transfers, e.cutTransfers = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.close())
@@ -105,8 +114,11 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 		Log: logger, Client: client,
 		WaitTimeout: time.Duration(s.ingress.WaitTimeout), MaxWaiting: s.ingress.MaxWaiting, DialTimeout: time.Duration(s.ingress.DialTimeout),
 	})
+	if err := e.openRegistry(ctx, logger); err != nil {
+		return nil, err
+	}
 	e.plane = control.New(control.Options{
-		Store: e.store, Runtime: e.docker, Images: e.docker, Ingress: e.ingress, Logs: e.logs, Log: logger,
+		Registry: hosted{e}, Store: e.store, Runtime: e.docker, Images: e.docker, Ingress: e.ingress, Logs: e.logs, Log: logger,
 		DataDir: s.dataDir, BaseDomain: s.baseDomain, Node: node,
 		Unpack: func(ctx context.Context, archive, dir string) error {
 			return source.Unpack(ctx, archive, dir, s.uploads)
@@ -119,7 +131,7 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 	}
 	uploads := filepath.Join(s.dataDir, "uploads")
 	e.api, err = api.New(api.Options{
-		Store: e.store, Plane: e.plane, Logs: e.logs, Log: logger,
+		Store: e.store, Plane: e.plane, Registry: e.registry, Logs: e.logs, Log: logger,
 		UploadsDir: uploads, UploadLimits: s.uploads,
 		AdminToken: token, BaseDomain: s.baseDomain, ControlDomain: func() string { return *e.controlDomain.Load() },
 		DataDir: s.dataDir, Version: Version(), Client: client, Docker: e.dockerInfo, Routes: e.routes,
@@ -127,6 +139,7 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 	if err != nil {
 		return nil, fmt.Errorf("building the API: %w", err)
 	}
+	e.startRegistry(logger)
 	var greet context.Context
 	greet, e.stopGreets = context.WithCancel(context.Background())
 	e.greeting.Go(func() { e.greetDocker(greet) })
@@ -189,6 +202,7 @@ func (e *Engine) end() {
 func (e *Engine) drain() {
 	e.plane.Drain()
 	e.ingress.Drain()
+	e.cutTransfers()
 }
 
 // Destruct implements caddy.Destructor: it waits for the requests under way,
@@ -225,6 +239,7 @@ func (e *Engine) close() error {
 	if e.plane != nil {
 		errs = append(errs, e.plane.Close())
 	}
+	errs = append(errs, e.closeRegistry())
 	if e.ingress != nil {
 		e.ingress.Close()
 	}

@@ -15,10 +15,11 @@ func init() {
 	caddy.RegisterModule(new(Handler))
 	caddy.RegisterModule(new(APIHandler))
 	caddy.RegisterModule(new(IngressHandler))
+	caddy.RegisterModule(new(RegistryHandler))
 }
 
 // Handler is `http.handlers.denia`. It decides, by host, whose request this
-// is: the control host's go to the API, hosts in the route table to their
+// is: the control host's go to the API and the registry, hosts in the route table to their
 // services, and what is nobody's to the next handler; if there is none, Denia
 // answers 404.
 type Handler struct{ app *App }
@@ -28,6 +29,10 @@ type APIHandler struct{ app *App }
 
 // IngressHandler is `http.handlers.denia_ingress`: the services alone.
 type IngressHandler struct{ app *App }
+
+// RegistryHandler is `http.handlers.denia_registry`: the registry alone,
+// whatever the host.
+type RegistryHandler struct{ app *App }
 
 // CaddyModule returns the module's id and constructor.
 func (*Handler) CaddyModule() caddy.ModuleInfo {
@@ -44,6 +49,11 @@ func (*IngressHandler) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "http.handlers.denia_ingress", New: func() caddy.Module { return new(IngressHandler) }}
 }
 
+// CaddyModule returns the module's id and constructor.
+func (*RegistryHandler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.denia_registry", New: func() caddy.Module { return new(RegistryHandler) }}
+}
+
 // Provision finds the app.
 func (h *Handler) Provision(ctx caddy.Context) (err error) {
 	h.app, err = provision(ctx)
@@ -58,6 +68,12 @@ func (h *APIHandler) Provision(ctx caddy.Context) (err error) {
 
 // Provision finds the app.
 func (h *IngressHandler) Provision(ctx caddy.Context) (err error) {
+	h.app, err = provision(ctx)
+	return err
+}
+
+// Provision finds the app.
+func (h *RegistryHandler) Provision(ctx caddy.Context) (err error) {
 	h.app, err = provision(ctx)
 	return err
 }
@@ -93,6 +109,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			engine.api.ServeHTTP(w, r)
 			return nil
 		}
+		if isRegistry(r.URL.Path) {
+			engine.serveRegistry(w, r)
+			return nil
+		}
 	case serviceHost:
 		engine.ingress.ServeHTTP(w, r)
 		return nil
@@ -117,6 +137,20 @@ func (h *APIHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next cadd
 		return next.ServeHTTP(w, r)
 	}
 	engine.api.ServeHTTP(w, r)
+	return nil
+}
+
+// ServeHTTP implements caddyhttp.MiddlewareHandler.
+func (h *RegistryHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	engine := h.app.acquire()
+	if engine == nil {
+		return starting(w)
+	}
+	defer engine.end()
+	if !isRegistry(r.URL.Path) {
+		return next.ServeHTTP(w, r)
+	}
+	engine.serveRegistry(w, r)
 	return nil
 }
 
@@ -152,6 +186,10 @@ func starting(w http.ResponseWriter) error {
 
 func isAPI(path string) bool {
 	return path == "/healthz" || path == "/v1" || strings.HasPrefix(path, "/v1/")
+}
+
+func isRegistry(path string) bool {
+	return path == "/v2" || strings.HasPrefix(path, "/v2/")
 }
 
 type owner int
@@ -213,4 +251,6 @@ var (
 	_ caddyhttp.MiddlewareHandler = (*APIHandler)(nil)
 	_ caddy.Provisioner           = (*IngressHandler)(nil)
 	_ caddyhttp.MiddlewareHandler = (*IngressHandler)(nil)
+	_ caddy.Provisioner           = (*RegistryHandler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*RegistryHandler)(nil)
 )

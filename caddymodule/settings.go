@@ -22,6 +22,7 @@ type settings struct {
 	builds                        Builds
 	ingress                       Ingress
 	logs                          Logs
+	registry                      Registry
 }
 
 func (a *App) settings(dataDir string) settings {
@@ -34,7 +35,7 @@ func (a *App) settings(dataDir string) settings {
 		baseDomain: strings.ToLower(a.BaseDomain), controlDomain: strings.ToLower(a.ControlDomain),
 		adminToken: token,
 		uploads:    source.Limits{PackedBytes: a.Uploads.MaxPackedBytes, UnpackedBytes: a.Uploads.MaxUnpackedBytes, Entries: a.Uploads.MaxEntries, Ratio: a.Uploads.MaxRatio},
-		builds:     a.Builds, ingress: a.Ingress, logs: a.Logs,
+		builds:     a.Builds, ingress: a.Ingress, logs: a.Logs, registry: a.Registry,
 	}
 }
 
@@ -53,6 +54,7 @@ func (s settings) needsRestart(next settings) string {
 		{"builds", s.builds != next.builds},
 		{"ingress", s.ingress != next.ingress},
 		{"logs", s.logs != next.logs},
+		{"registry", s.registry != next.registry},
 	} {
 		if c.changed {
 			return c.name
@@ -86,6 +88,12 @@ func (a *App) validate() error {
 	}
 	if a.Ingress.MaxWaiting < 0 || a.Ingress.WaitTimeout < 0 || a.Ingress.DialTimeout < 0 {
 		return errors.New("ingress: values must not be negative")
+	}
+	if r := a.Registry; r.Lease < 0 || r.UploadTTL < 0 || r.MaxManifestBytes < 0 || r.CacheBytes < 0 || r.CacheTTL < 0 || r.ScrubBytes < 0 {
+		return errors.New("registry: values must not be negative")
+	}
+	if n := a.Registry.MaxManifestBytes; n != 0 && n < 4<<20 {
+		return errors.New("registry: max_manifest (max_manifest_bytes in JSON) must be at least 4 MiB, which clients may rely on")
 	}
 	if a.Logs.MaxBytes != 0 && a.Logs.MaxBytes < 1<<20 {
 		return errors.New("logs: max_size (max_bytes in JSON) must be at least 1 MiB")

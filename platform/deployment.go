@@ -57,6 +57,7 @@ const (
 	CodePullDenied        = "pull_denied"     // the registry wants credentials
 	CodePullFailed        = "pull_failed"
 	CodePullTimeout       = "pull_timeout"
+	CodePushFailed        = "push_failed"        // an image could not be copied into a registry
 	CodeStartFailed       = "start_failed"       // the engine could not start the container
 	CodeContainerExited   = "container_exited"   // the process ended before it was ready
 	CodeOutOfMemory       = "out_of_memory"      // the kernel killed it at its memory limit
@@ -108,12 +109,16 @@ type Artifact struct {
 	Digest    string          `json:"digest"` // what is run; "sha256:…"
 	SizeBytes int64           `json:"size_bytes"`
 	Source    *ArtifactSource `json:"source,omitempty"`
+
+	// ManifestDigest names the manifest in Denia's own registry, in the
+	// service's repository, that holds this image; empty while none does.
+	ManifestDigest string `json:"manifest_digest,omitempty"`
 }
 
 // ArtifactSource says what the image was made from.
 type ArtifactSource struct {
 	Type         string `json:"type"`
-	Image        string `json:"image,omitempty"`         // external_image, as requested
+	Image        string `json:"image,omitempty"`         // external_image, as requested; push, as pushed
 	UploadDigest string `json:"upload_digest,omitempty"` // upload
 	DeploymentID ID     `json:"deployment_id,omitempty"` // redeploy
 	Commit       string `json:"commit,omitempty"`        // Git

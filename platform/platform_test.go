@@ -61,6 +61,7 @@ func TestServiceValidationNamesTheField(t *testing.T) {
 		"drain_timeout_s":   func(s *platform.ServiceSpec) { s.DrainTimeoutS = &negative },
 		"auto_rollback":     func(s *platform.ServiceSpec) { s.AutoRollback = &platform.AutoRollback{} },
 		"tls":               func(s *platform.ServiceSpec) { s.TLS = "maybe" },
+		"follow_tag":        func(s *platform.ServiceSpec) { s.FollowTag = "-latest" },
 		"source.type":       func(s *platform.ServiceSpec) { s.Source = &platform.Source{Type: "ftp"} },
 		"source.image":      func(s *platform.ServiceSpec) { s.Source = &platform.Source{Type: "external_image", Image: "a b"} },
 		"source.context":    func(s *platform.ServiceSpec) { s.Source = &platform.Source{Type: "upload", Context: "../x"} },
@@ -101,6 +102,7 @@ func TestSourcesOfServicesAndOfRequests(t *testing.T) {
 		{platform.Source{Type: "external_image"}, false, false},
 		{platform.Source{Type: "redeploy", DeploymentID: "d"}, false, true},
 		{platform.Source{Type: "redeploy"}, false, false},
+		{platform.Source{Type: "push", Image: "shop/web@sha256:abc", Digest: "sha256:abc"}, false, false}, // only Denia makes it
 		{platform.Source{}, false, false},
 	} {
 		if err := c.source.ValidateServiceSource(); (err == nil) != c.service {
@@ -259,5 +261,21 @@ func TestErrorsCarryKindAndCode(t *testing.T) {
 	}
 	if platform.KindOf(cause) != platform.Internal || platform.CodeOf(nil) != "internal" {
 		t.Error("a stranger's error is not internal")
+	}
+}
+
+// Releases are copied under tags of their own; a push to one deploys nothing.
+func TestFollowTagIsATagButNotARelease(t *testing.T) {
+	for tag, good := range map[string]bool{
+		"": true, "latest": true, "v1.2_x-y": true, "_": true, "release": true, "release-x": true, strings.Repeat("x", 128): true,
+		".x": false, "a b": false, "a:b": false, "ä": false, strings.Repeat("x", 129): false, "release-7": false,
+	} {
+		s := platform.ServiceSpec{Name: "web", FollowTag: tag}.WithDefaults()
+		if err := s.Validate(); (err == nil) != good {
+			t.Errorf("%.20q: %v", tag, err)
+		}
+	}
+	if got := valid().FollowTag; got != "latest" {
+		t.Errorf("the default is %q", got)
 	}
 }

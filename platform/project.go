@@ -19,6 +19,7 @@ type ProjectSpec struct {
 	SharedEnv        Env       `json:"shared_env,omitempty"`
 	SharedSecretEnv  Env       `json:"shared_secret_env,omitempty"` // plain in memory, sealed in the store
 	DefaultResources Resources `json:"default_resources,omitempty"`
+	AnonymousPull    bool      `json:"anonymous_pull,omitempty"` // whether everybody may pull from its services' repositories
 }
 
 // Project groups services that share members, environment and one network.

@@ -56,10 +56,17 @@ type Images interface {
 	// CodeEngineUnavailable.
 	Build(ctx context.Context, b Build, log io.Writer) (Artifact, error)
 
-	// Pull fetches reference anonymously and tags it tag. Errors carry
-	// CodeImageNotFound, CodePullDenied, CodePullFailed, CodeDiskFull or
-	// CodeEngineUnavailable.
-	Pull(ctx context.Context, reference, tag string, log io.Writer) (Artifact, error)
+	// Pull fetches p.Reference and tags it p.Tag; no other name of it stays
+	// behind that was not there before. Errors carry CodeImageNotFound,
+	// CodePullDenied, CodePullFailed, CodeDiskFull or CodeEngineUnavailable.
+	Pull(ctx context.Context, p Pull, log io.Writer) (Artifact, error)
+
+	// Push sends an image to a registry and returns the digest of the manifest
+	// that names it there. It leaves no further name of the image behind.
+	// Errors carry CodeImageNotFound when the engine does not have the image,
+	// CodePullDenied when the registry does not take it from these
+	// credentials, CodePushFailed, CodeDiskFull or CodeEngineUnavailable.
+	Push(ctx context.Context, p Push, log io.Writer) (manifest string, err error)
 
 	// Tag gives the image with that digest a further tag; CodeImageNotFound
 	// when the engine no longer has it.
@@ -159,3 +166,30 @@ type Build struct {
 	Scope ID
 	Tag   string // e.g. denia/shop/web:12
 }
+
+// Pull is one image to fetch.
+type Pull struct {
+	Reference string // host/name:tag or host/name@digest
+	Tag       string // e.g. denia/shop/web:12
+	Auth      *RegistryAuth
+
+	// Name is what log and errors call the image; Reference when it is empty.
+	Name string
+}
+
+// Push is one image to send.
+type Push struct {
+	Image     string // tag or digest in the engine
+	Reference string // host/name:tag
+	Auth      *RegistryAuth
+}
+
+// RegistryAuth is what a registry is shown; nil: nothing. It does not print.
+type RegistryAuth struct {
+	Username string `json:"username"`
+	Password string `json:"-"`
+}
+
+// String and GoString keep the password out of logs and errors.
+func (a RegistryAuth) String() string   { return a.Username + ":" + Redacted }
+func (a RegistryAuth) GoString() string { return a.String() }

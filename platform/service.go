@@ -82,6 +82,10 @@ type ServiceSpec struct {
 	Scale        *Scale        `json:"scale,omitempty"`
 	AutoRollback *AutoRollback `json:"auto_rollback,omitempty"`
 	TLS          string        `json:"tls,omitempty"` // "auto" (default) or "off"
+
+	// FollowTag is the tag that deploys the service when a manifest is pushed
+	// to its repository under it; default DefaultFollowTag.
+	FollowTag string `json:"follow_tag,omitempty"`
 }
 
 // Service is an application: one source, one host, some replicas.
@@ -134,6 +138,9 @@ func (s ServiceSpec) WithDefaults() ServiceSpec {
 	}
 	if s.TLS == "" {
 		s.TLS = "auto"
+	}
+	if s.FollowTag == "" {
+		s.FollowTag = DefaultFollowTag
 	}
 	return s
 }
@@ -242,6 +249,11 @@ func (s ServiceSpec) Validate() error {
 	}
 	if s.TLS != "auto" && s.TLS != "off" {
 		f.add("tls", "not_one_of", "must be auto or off")
+	}
+	if !ociTag.MatchString(s.FollowTag) {
+		f.add("follow_tag", "bad_tag", "must be a tag: 1 to 128 characters of A-Z, a-z, 0-9, '_', '.' and '-', not starting with '.' or '-'")
+	} else if _, reserved := ParseReleaseTag(s.FollowTag); reserved {
+		f.add("follow_tag", "reserved", "must not be one of the tags release-<number>, under which Denia keeps copies of releases")
 	}
 	return f.err()
 }

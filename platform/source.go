@@ -11,6 +11,7 @@ const (
 	SourceUpload        = "upload"
 	SourceExternalImage = "external_image"
 	SourceRedeploy      = "redeploy" // in a deployment request only
+	SourcePush          = "push"     // made by Denia when an image is pushed, never asked for
 )
 
 // Source says where a service's image comes from. Which fields count depends
@@ -22,7 +23,9 @@ type Source struct {
 	Context    string `json:"context,omitempty"`    // upload; default "."
 	UploadID   ID     `json:"upload_id,omitempty"`  // upload; in a deployment request only
 
-	Image string `json:"image,omitempty"` // external_image
+	Image string `json:"image,omitempty"` // external_image; push: <project>/<service>@<digest>, as it was called then
+
+	Digest string `json:"digest,omitempty"` // push: the manifest in Denia's own registry
 
 	DeploymentID ID `json:"deployment_id,omitempty"` // redeploy
 
@@ -36,9 +39,9 @@ type BuildOptions struct {
 	Secrets Env    `json:"secrets,omitempty"` // plain in memory, sealed in the store
 }
 
-// reference is the shape of an image reference: host, path, tag, digest. The
+// imageShape is the shape of an image reference: host, path, tag, digest. The
 // runtime parses it in full.
-var reference = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,511}$`)
+var imageShape = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,511}$`)
 
 func (s Source) validate(at string, f *fields) {
 	switch s.Type {
@@ -52,7 +55,7 @@ func (s Source) validate(at string, f *fields) {
 			f.add(at, "unexpected_field", "an upload has neither image nor deployment_id")
 		}
 	case SourceExternalImage:
-		if !reference.MatchString(s.Image) {
+		if !imageShape.MatchString(s.Image) {
 			f.add(at+".image", "bad_reference", "must be an image reference such as host/name:tag or host/name@sha256:…")
 		}
 		if s.UploadID != "" || s.DeploymentID != "" || s.Build != nil || s.Dockerfile != "" || s.Context != "" {

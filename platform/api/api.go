@@ -60,10 +60,11 @@ type Plane interface {
 // Options are what an API works with. All fields are required unless it is
 // said what their zero value means.
 type Options struct {
-	Store *store.Store
-	Plane Plane
-	Logs  *telemetry.Logs
-	Log   *slog.Logger
+	Store    *store.Store
+	Plane    Plane
+	Registry Registry
+	Logs     *telemetry.Logs
+	Log      *slog.Logger
 
 	UploadsDir   string        // where an upload's bytes lie, under its id; exists already
 	UploadLimits source.Limits // zero fields: source.DefaultLimits
@@ -104,13 +105,14 @@ type API struct {
 	calls     *limiter // everything else, by token
 	strangers *limiter // calls without a valid token, by address
 	hashing   chan struct{}
+	passwords *passwords
 	events    *eventLog
 	cpu       cpuMeter
 
 	closing chan struct{}
 	mu      sync.Mutex // guards closed, open, opened and streams.Add
 	closed  bool
-	streams sync.WaitGroup
+	streams sync.WaitGroup      // and whatever else goes on beside requests
 	open    map[platform.ID]int // streams by token
 	opened  int
 
@@ -119,8 +121,8 @@ type API struct {
 
 // New makes an API. It starts no goroutine.
 func New(o Options) (*API, error) {
-	if o.Store == nil || o.Plane == nil || o.Logs == nil || o.Log == nil || o.UploadsDir == "" {
-		return nil, errors.New("api: Store, Plane, Logs, Log and UploadsDir are required")
+	if o.Store == nil || o.Plane == nil || o.Registry == nil || o.Logs == nil || o.Log == nil || o.UploadsDir == "" {
+		return nil, errors.New("api: Store, Plane, Registry, Logs, Log and UploadsDir are required")
 	}
 	if o.BaseDomain == "" {
 		o.BaseDomain = "localhost"
@@ -137,6 +139,7 @@ func New(o Options) (*API, error) {
 		calls:     newLimiter(600, time.Minute),
 		strangers: newLimiter(600, time.Minute),
 		hashing:   make(chan struct{}, concurrentHashes),
+		passwords: newPasswords(),
 		events:    newEventLog(),
 		closing:   make(chan struct{}),
 		open:      map[platform.ID]int{},
@@ -150,7 +153,8 @@ func New(o Options) (*API, error) {
 	return a, nil
 }
 
-// Close ends the open streams and waits for their handlers. Other requests are
+// Close ends the open streams, and collections that were asked for, and waits
+// for them. Other requests are
 // left to the server that owns them.
 func (a *API) Close() {
 	a.mu.Lock()

@@ -95,6 +95,8 @@ var bodies = map[string]func(w world, n string) any{
 	"POST /v1/services/{id}/uploads":   func(w world, n string) any { return tarball("Dockerfile", "FROM scratch\n") },
 	"POST /v1/deployments":             func(w world, n string) any { return `{"service_id":"` + string(w.service.ID) + `"}` },
 	"POST /v1/deployments/{id}/cancel": none,
+	"POST /v1/registry/gc":             none,
+	"POST /v1/oci/cache/gc":            none,
 }
 
 func none(world, string) any { return nil }

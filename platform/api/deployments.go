@@ -32,11 +32,13 @@ type artifact struct {
 	Digest    string          `json:"digest" doc:"What is run."`
 	SizeBytes int64           `json:"size_bytes"`
 	Source    *artifactSource `json:"source" doc:"What it was made from."`
+
+	ManifestDigest string `json:"manifest_digest,omitempty" doc:"The manifest in the service's own repository that holds it: as pushed, or a copy made once the release was healthy."`
 }
 
 type artifactSource struct {
 	Type         string      `json:"type"`
-	Image        string      `json:"image,omitempty" doc:"external_image: as requested."`
+	Image        string      `json:"image,omitempty" doc:"external_image: as requested; push: as pushed."`
 	UploadDigest string      `json:"upload_digest,omitempty" doc:"upload: of the bytes as sent."`
 	DeploymentID platform.ID `json:"deployment_id,omitempty" doc:"redeploy: the one rolled back to."`
 	Commit       string      `json:"commit,omitempty" doc:"git: the commit."`
@@ -66,7 +68,7 @@ func deploymentView(d platform.Deployment, role platform.Role) deployment {
 		v.Phases[i] = phase{p.Name, timestamp{p.StartedAt}, timestampOf(p.FinishedAt)}
 	}
 	if art := d.Artifact; art != nil {
-		v.Artifact = &artifact{art.Image, art.Digest, art.SizeBytes, (*artifactSource)(art.Source)}
+		v.Artifact = &artifact{art.Image, art.Digest, art.SizeBytes, (*artifactSource)(art.Source), art.ManifestDigest}
 	}
 	if e := d.Error; e != nil {
 		v.Error = &deploymentError{Code: e.Code, Message: e.Message}

@@ -35,6 +35,7 @@ type env struct {
 	store *store.Store
 	logs  *telemetry.Logs
 	plane *fakePlane
+	hub   *fakeRegistry
 	api   *api.API
 	dir   string
 	log   *lockedBuffer
@@ -60,8 +61,9 @@ func newEnv(t testing.TB, change ...func(*api.Options)) *env {
 		t.Fatal(err)
 	}
 	e.plane = newFakePlane(e.store)
+	e.hub = &fakeRegistry{}
 	o := api.Options{
-		Store: e.store, Plane: e.plane, Logs: e.logs, Log: logger, UploadsDir: uploads, DataDir: e.dir,
+		Store: e.store, Plane: e.plane, Registry: e.hub, Logs: e.logs, Log: logger, UploadsDir: uploads, DataDir: e.dir,
 		AdminToken: adminSecret, BaseDomain: "apps.test", ControlDomain: func() string { return "denia.test" }, Version: "v1.2.3",
 		Client: func(r *http.Request) (string, bool) {
 			if ip := r.Header.Get("Test-Ip"); ip != "" {

@@ -91,13 +91,8 @@ func (a *API) node(ctx context.Context, _ *nothing) (*object[node], error) {
 		Version: a.Version, InstanceID: a.Store.InstanceID(), Hostname: hostname, ControlDomain: a.controlDomain(), BaseDomain: a.BaseDomain,
 		OS: runtime.GOOS, Kernel: strings.TrimSpace(proc("sys/kernel/osrelease")), CPUs: runtime.NumCPU(),
 		CPUPct: a.cpu.percent(), Load: parseLoad(proc("loadavg")), Memory: parseMemory(proc("meminfo")),
-		Disk: nodeDisk{Path: a.DataDir}, UptimeS: int64(time.Since(a.started).Seconds()),
+		Disk: a.disk(ctx), UptimeS: int64(time.Since(a.started).Seconds()),
 		Nodes: []nodeName{{hostname, "ready"}},
-	}
-	if a.DataDir != "" {
-		if n.Disk.TotalBytes, n.Disk.AvailableBytes, err = diskUsage(a.DataDir); err != nil {
-			a.Log.WarnContext(ctx, "reading the disk usage failed", "error", err)
-		}
 	}
 	if a.Docker != nil {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -110,6 +105,19 @@ func (a *API) node(ctx context.Context, _ *nothing) (*object[node], error) {
 		n.Docker = &docker
 	}
 	return &object[node]{Body: n}, nil
+}
+
+// disk is the disk of the data directory.
+func (a *API) disk(ctx context.Context) nodeDisk {
+	disk := nodeDisk{Path: a.DataDir}
+	if a.DataDir == "" {
+		return disk
+	}
+	var err error
+	if disk.TotalBytes, disk.AvailableBytes, err = diskUsage(a.DataDir); err != nil {
+		a.Log.WarnContext(ctx, "reading the disk usage failed", "error", err)
+	}
+	return disk
 }
 
 func (a *API) controlDomain() string {

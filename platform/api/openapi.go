@@ -151,6 +151,9 @@ var nullableObjects = map[string][]string{
 	"Deployment": {"artifact", "error"},
 	"DoneEvent":  {"error"},
 	"Artifact":   {"source"},
+
+	"RegistryStatus": {"last_gc"},
+	"CacheStatus":    {"last_gc"},
 }
 
 func marshalOpenAPI(doc *huma.OpenAPI) ([]byte, error) {

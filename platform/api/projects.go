@@ -14,6 +14,7 @@ type project struct {
 	SharedEnv        platform.Env `json:"shared_env" required:"false" doc:"Environment of every service; a service's own wins. Values read \"***\" for a Viewer."`
 	SharedSecretEnv  platform.Env `json:"shared_secret_env" required:"false" doc:"The same, sealed at rest; values read \"***\" for everyone. Writing \"***\" keeps the value."`
 	DefaultResources resources    `json:"default_resources" required:"false" doc:"For services that do not say."`
+	AnonymousPull    bool         `json:"anonymous_pull" required:"false" doc:"Whether everybody may pull from the repositories of its services, without a login."`
 	ID               platform.ID  `json:"id" readOnly:"true"`
 	CreatedAt        *timestamp   `json:"created_at" readOnly:"true"`
 	UpdatedAt        *timestamp   `json:"updated_at" readOnly:"true"`
@@ -28,7 +29,7 @@ type resources struct {
 func (p project) spec() platform.ProjectSpec {
 	return platform.ProjectSpec{
 		Name: p.Name, Description: p.Description, SharedEnv: p.SharedEnv, SharedSecretEnv: p.SharedSecretEnv,
-		DefaultResources: platform.Resources(p.DefaultResources),
+		DefaultResources: platform.Resources(p.DefaultResources), AnonymousPull: p.AnonymousPull,
 	}
 }
 
@@ -40,7 +41,7 @@ func projectView(who platform.Principal) func(platform.Project) project {
 		}
 		return project{
 			Name: p.Name, Description: p.Description, SharedEnv: orEmpty(env), SharedSecretEnv: orEmpty(p.SharedSecretEnv.Redact()),
-			DefaultResources: resources(p.DefaultResources), ID: p.ID,
+			DefaultResources: resources(p.DefaultResources), AnonymousPull: p.AnonymousPull, ID: p.ID,
 			CreatedAt: &timestamp{p.CreatedAt}, UpdatedAt: &timestamp{p.UpdatedAt},
 		}
 	}

@@ -59,6 +59,7 @@ const (
 	secProjects    = "Projects & members"
 	secServices    = "Services"
 	secDeployments = "Deployments"
+	secRegistry    = "Hosted registry control & OCI cache"
 )
 
 // routes is the table. Its order is that of the reference.
@@ -165,5 +166,19 @@ func routes() []*route {
 			summary: "Cancel an unfinished deployment", operation: op((*API).cancelDeployment)},
 		{section: secDeployments, method: get, path: "/v1/services/{id}/deployments", least: viewer, scope: ofService, id: "list-deployments",
 			summary: "A service's deployments, newest first", operation: op((*API).listDeployments)},
+
+		{section: secRegistry, method: get, path: "/v1/registry/repositories", least: viewer, scope: collection, id: "list-repositories",
+			summary: "Repositories of the services you may see, by service",
+			about:   "limit counts services: a page may hold fewer repositories, because a service has none until something is pushed, or more.", operation: op((*API).listRepositories)},
+		{section: secRegistry, method: get, path: "/v1/registry/status", least: viewer, scope: anywhere, id: "get-registry-status",
+			summary: "What the registry holds, and its last collection", about: "The cache's content included.", operation: op((*API).registryStatus)},
+		{section: secRegistry, method: post, path: "/v1/registry/gc", least: superAdmin, id: "collect-registry", status: http.StatusAccepted,
+			summary: "Delete what nobody needs any more",
+			about:   "It happens by itself, too, as soon as something falls due. The reply has the whole run when that takes less than 10 seconds. One run at a time: 409 gc_running.", operation: op((*API).collectRegistry)},
+		{section: secRegistry, method: get, path: "/v1/oci/cache/status", least: viewer, scope: anywhere, id: "get-cache-status",
+			summary: "What is kept of other registries, and what that saved", operation: op((*API).cacheStatus)},
+		{section: secRegistry, method: post, path: "/v1/oci/cache/gc", least: operator, scope: anywhere, id: "collect-cache", status: http.StatusAccepted,
+			summary: "Give up what was used least lately, down to the budget",
+			about:   "It happens by itself, too. For operators of any project. One run at a time: 409 gc_running.", operation: op((*API).collectCache)},
 	}
 }

@@ -21,20 +21,37 @@ type servicesInput struct {
 func (a *API) listServices(ctx context.Context, in *servicesInput) (*listing[service], error) {
 	c := callFrom(ctx)
 	who := c.identity().Principal
-	filter := visible(who).services()
-	if in.ProjectID != "" {
-		p, err := a.projectIn(ctx, in.ProjectID, platform.RoleViewer)
-		if err != nil {
-			return nil, err
-		}
-		filter = store.ServiceFilter{Projects: []platform.ID{p.ID}}
+	filter, err := a.servicesSeen(ctx, c, in.ProjectID)
+	if err != nil {
+		return nil, err
 	}
 	rows, next, err := a.Store.Services(ctx, filter, in.page())
 	if err != nil {
 		return nil, err
 	}
+	names, err := a.projectNames(ctx, rows)
+	if err != nil {
+		return nil, err
+	}
+	return listed(c, rows, next, func(s platform.Service) service {
+		return a.serviceView(c, s, names[s.ProjectID], who.RoleIn(s.ProjectID))
+	}), nil
+}
+
+// servicesSeen filters for the services the caller may see; of one project, by
+// id or name, when one is given.
+func (a *API) servicesSeen(ctx context.Context, c *call, project string) (store.ServiceFilter, error) {
+	if project == "" {
+		return visible(c.identity().Principal).services(), nil
+	}
+	p, err := a.projectIn(ctx, project, platform.RoleViewer)
+	return store.ServiceFilter{Projects: []platform.ID{p.ID}}, err
+}
+
+// projectNames are the names of the services' projects, by id.
+func (a *API) projectNames(ctx context.Context, services []platform.Service) (map[platform.ID]string, error) {
 	names := map[platform.ID]string{}
-	for _, s := range rows {
+	for _, s := range services {
 		if _, known := names[s.ProjectID]; known {
 			continue
 		}
@@ -44,9 +61,7 @@ func (a *API) listServices(ctx context.Context, in *servicesInput) (*listing[ser
 		}
 		names[s.ProjectID] = p.Name
 	}
-	return listed(c, rows, next, func(s platform.Service) service {
-		return a.serviceView(c, s, names[s.ProjectID], who.RoleIn(s.ProjectID))
-	}), nil
+	return names, nil
 }
 
 // show shows a service to the caller.

@@ -217,6 +217,7 @@ func TestDeployments(t *testing.T) {
 	for _, body := range []string{
 		`{"service_id":"shop:web","source":{"type":"external_image"}}`,
 		`{"service_id":"shop:web","source":{"type":"upload"}}`,
+		`{"service_id":"shop:web","source":{"type":"push","image":"shop/web@sha256:abc"}}`,
 		`{"service_id":"shop:web","source":{"type":"redeploy"}}`,
 		`{"service_id":"shop:web","source":{"type":"tarball"}}`,
 		`{}`,
@@ -253,5 +254,43 @@ func TestDeployments(t *testing.T) {
 	}
 	if a := e.do(viewer, "GET", path, nil); strings.Contains(string(a.body), "boom") || a.field("error", "evidence", "exit_code") != 1.0 {
 		t.Errorf("a viewer sees %s", a.body)
+	}
+}
+
+// What concerns the registry is written and read like all else.
+func TestFollowTagAndAnonymousPull(t *testing.T) {
+	e := newEnv(t)
+	token := e.super()
+	shop := e.project("shop")
+	if got := e.do(token, "POST", "/v1/services", `{"name":"web","project_id":"shop"}`).want(201).str("follow_tag"); got != "latest" {
+		t.Errorf("by default it follows %q", got)
+	}
+	e.plane.took()
+	if got := e.do(token, "PUT", "/v1/services/shop:web", `{"name":"web","follow_tag":"stable"}`).want(200).str("follow_tag"); got != "stable" {
+		t.Errorf("it follows %q", got)
+	}
+	if applied, _ := e.plane.took(); len(applied) != 0 {
+		t.Error("another tag to follow rolled the release over")
+	}
+	e.do(token, "PUT", "/v1/services/shop:web", `{"name":"web","follow_tag":"release-7"}`).want(422, "validation_failed")
+	if got := e.do(token, "GET", "/v1/projects/shop", nil).want(200).field("anonymous_pull"); got != false {
+		t.Errorf("a new project's anonymous_pull is %v", got)
+	}
+	e.do(token, "PUT", "/v1/projects/shop", `{"name":"shop","anonymous_pull":true}`).want(200)
+	if p := must2(e.store.Project(e.ctx, shop.ID))(t); !p.AnonymousPull {
+		t.Error("anonymous_pull was not kept")
+	}
+
+	s := must2(e.store.ServiceByName(e.ctx, shop.ID, "web"))(t)
+	d := must2(e.plane.Deploy(e.ctx, platform.DeployRequest{ServiceID: s.ID, Source: &platform.Source{Type: platform.SourcePush, Digest: "sha256:m"}, Trigger: platform.TriggerPush}))(t)
+	_, err := e.store.Advance(e.ctx, d.ID, platform.Pending, platform.Starting, func(d *platform.Deployment) {
+		d.Artifact = &platform.Artifact{Image: "denia/shop/web:1", Digest: "sha256:i", ManifestDigest: "sha256:m"}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := e.do(token, "GET", "/v1/deployments/"+string(d.ID), nil).want(200)
+	if shown.str("trigger") != "push" || shown.str("artifact", "manifest_digest") != "sha256:m" {
+		t.Errorf("the deployment reads %s", shown.body)
 	}
 }

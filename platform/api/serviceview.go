@@ -25,6 +25,7 @@ type service struct {
 	DrainTimeoutS *int           `json:"drain_timeout_s" required:"false" doc:"Seconds a replaced replica may take to finish its requests; default 30."`
 	AutoRollback  *autoRollback  `json:"auto_rollback" required:"false" doc:"Guards a new release; null: not guarded."`
 	TLS           string         `json:"tls" required:"false" default:"auto" enum:"auto,off"`
+	FollowTag     string         `json:"follow_tag" required:"false" default:"latest" doc:"A manifest pushed to the service's repository under this tag is deployed."`
 
 	ID                 platform.ID  `json:"id" readOnly:"true"`
 	URL                string       `json:"url" readOnly:"true" doc:"Where it is reached."`
@@ -137,7 +138,7 @@ func (s *scale) scale() *platform.Scale {
 func (s service) spec(stored platform.Service) (platform.ServiceSpec, error) {
 	spec := platform.ServiceSpec{
 		Name: s.Name, Source: s.Source.source(), Scale: s.Scale.scale(),
-		AutoRollback: (*platform.AutoRollback)(s.AutoRollback), TLS: s.TLS,
+		AutoRollback: (*platform.AutoRollback)(s.AutoRollback), TLS: s.TLS, FollowTag: s.FollowTag,
 		RunSpec: platform.RunSpec{
 			Port: s.Port, Protocol: s.Protocol, Command: s.Command, Entrypoint: s.Entrypoint, User: s.User,
 			Env: s.Env.Restore(stored.Env), SecretEnv: s.SecretEnv.Restore(stored.SecretEnv),
@@ -174,7 +175,7 @@ func (a *API) serviceView(c *call, s platform.Service, projectName string, role 
 			TargetCPUPct: spec.Scale.TargetCPUPct, IdleTimeoutS: spec.Scale.IdleTimeoutS,
 		},
 		Volumes: []volume{}, StopGraceS: spec.StopGraceS, DrainTimeoutS: spec.DrainTimeoutS,
-		AutoRollback: (*autoRollback)(spec.AutoRollback), TLS: spec.TLS,
+		AutoRollback: (*autoRollback)(spec.AutoRollback), TLS: spec.TLS, FollowTag: spec.FollowTag,
 		ID: s.ID, CreatedAt: &timestamp{s.CreatedAt}, UpdatedAt: &timestamp{s.UpdatedAt},
 	}
 	for _, one := range spec.Volumes {

@@ -61,7 +61,7 @@ func (p *Plane) nextBuild(ctx context.Context) (platform.Deployment, bool) {
 		return platform.Deployment{}, false
 	}
 	for _, d := range unfinished {
-		if d.Status == platform.Building && p.own(d.ID) {
+		if d.Status == platform.Building && p.occupy(d.ID) {
 			return d, true
 		}
 	}
@@ -73,12 +73,12 @@ func (p *Plane) nextBuild(ctx context.Context) (platform.Deployment, bool) {
 	if !ok {
 		return platform.Deployment{}, false
 	}
-	return d, p.own(d.ID)
+	return d, p.occupy(d.ID)
 }
 
-// own marks the deployment as worked on by this process; false if it is
+// occupy marks the deployment as worked on by this process; false if it is
 // already. The placeholder is replaced by the build's own cancel.
-func (p *Plane) own(id platform.ID) bool {
+func (p *Plane) occupy(id platform.ID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, taken := p.builds[id]; taken {
@@ -88,7 +88,7 @@ func (p *Plane) own(id platform.ID) bool {
 	return true
 }
 
-func (p *Plane) disown(id platform.ID) {
+func (p *Plane) release(id platform.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.builds, id)
@@ -112,7 +112,7 @@ func (p *Plane) build(term context.Context, d platform.Deployment) {
 	p.mu.Unlock()
 	defer func() {
 		cancel(nil)
-		p.disown(d.ID)
+		p.release(d.ID)
 		p.wake(d.ServiceID)
 		p.topics.publish(d.ID)
 		p.kickBuilder()
@@ -134,7 +134,7 @@ func (p *Plane) build(term context.Context, d platform.Deployment) {
 	}
 
 	name, limit := "build", p.BuildTimeout
-	if d.Source.Type == platform.SourceExternalImage {
+	if d.Source.Type != platform.SourceUpload {
 		name, limit = "pull", p.PullTimeout
 	}
 	d.Phases = []platform.Phase{{Name: name, StartedAt: time.Now().UTC()}}
@@ -236,9 +236,15 @@ func (p *Plane) image(ctx context.Context, d platform.Deployment) (platform.Arti
 	defer log.Close()
 	tag := imageTag(project.Name, service.Name, d.Number)
 
-	if d.Source.Type == platform.SourceExternalImage {
+	switch d.Source.Type {
+	case platform.SourceExternalImage:
 		p.say(d.ID, "pulling %s", d.Source.Image)
-		artifact, err := p.Images.Pull(ctx, d.Source.Image, tag, log)
+		artifact, err := p.pullExternal(ctx, project, d.Source.Image, tag, log)
+		artifact.Source = &platform.ArtifactSource{Type: d.Source.Type, Image: d.Source.Image}
+		return artifact, err
+	case platform.SourcePush:
+		p.say(d.ID, "pulling what was pushed, %s", d.Source.Image)
+		artifact, err := p.pullOwn(ctx, service.ID, d.Source.Digest, tag, log)
 		artifact.Source = &platform.ArtifactSource{Type: d.Source.Type, Image: d.Source.Image}
 		return artifact, err
 	}

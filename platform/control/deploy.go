@@ -41,6 +41,9 @@ func (p *Plane) Deploy(ctx context.Context, req platform.DeployRequest) (platfor
 		case past.Artifact == nil || past.Config == nil:
 			return platform.Deployment{}, platform.InvalidField("source.deployment_id", "no_artifact", "deployment %d is %s and never had an image; pick one that was healthy", past.Number, past.Status)
 		}
+		if err := p.protect(ctx, past); err != nil {
+			return platform.Deployment{}, err
+		}
 		d.Trigger, d.Config = platform.TriggerRollback, past.Config
 	}
 	d, err = p.create(ctx, d)
@@ -54,14 +57,19 @@ func (p *Plane) Deploy(ctx context.Context, req platform.DeployRequest) (platfor
 			return platform.Deployment{}, fmt.Errorf("keeping the source: %w", err)
 		}
 	}
+	return d, p.begun(ctx, service)
+}
+
+// begun has a deployment of the service that was just recorded carried out.
+func (p *Plane) begun(ctx context.Context, service platform.Service) error {
 	if service.Stopped {
 		if err := p.Store.SetStopped(ctx, service.ID, false); err != nil {
-			return platform.Deployment{}, fmt.Errorf("starting the service: %w", err)
+			return fmt.Errorf("starting the service: %w", err)
 		}
 	}
 	p.Ingress.Hold(service.ID)
 	p.wake(service.ID)
-	return d, nil
+	return nil
 }
 
 // resolveSource fills a request's source from the service's own. An upload
@@ -69,7 +77,7 @@ func (p *Plane) Deploy(ctx context.Context, req platform.DeployRequest) (platfor
 func resolveSource(service platform.Service, requested *platform.Source) (platform.Source, error) {
 	if requested == nil {
 		if service.Source == nil {
-			return platform.Source{}, platform.InvalidField("source", "required", "is missing and the service has none yet: give an upload or an external_image")
+			return platform.Source{}, platform.InvalidField("source", "required", "is missing and the service has none yet: give an upload or an external_image, or push an image to its repository")
 		}
 		own := *service.Source
 		if err := own.ValidateDeploymentSource(); err != nil {
@@ -323,6 +331,12 @@ func (p *Plane) DeleteService(ctx context.Context, id platform.ID, volumes bool)
 	s := p.supervise(id)
 	if volumes && s != nil {
 		s.dropVolumes(service.Volumes)
+	}
+	// Before the row is gone: after it nobody would know that there is something
+	// to drop if the process died in between. What is pushed meanwhile goes
+	// with the rest of the service.
+	if err := p.Registry.Drop(ctx, id); err != nil {
+		return fmt.Errorf("dropping the repositories: %w", err)
 	}
 	if err := p.Store.DeleteService(ctx, id); err != nil {
 		if s != nil {

@@ -33,9 +33,21 @@ func (s *supervisor) failure(ctx context.Context, w *world, pool ingress.PoolSta
 	if r.since.IsZero() {
 		r.since = w.now
 	}
+	if !r.restore.IsZero() {
+		return nil // its image is being brought back, time stands still
+	}
+	if r.unrestored != nil {
+		return lostImage(d.Artifact, r.unrestored)
+	}
+	if r.lost {
+		if d.Artifact.ManifestDigest != "" && r.restores == 0 {
+			return nil // it will be
+		}
+		return lostImage(d.Artifact, r.err)
+	}
 	if e, ok := errors.AsType[*platform.Error](r.err); ok {
 		switch e.Code {
-		case platform.CodeStartFailed, platform.CodeImageNotFound, platform.CodeDiskFull:
+		case platform.CodeStartFailed, platform.CodeDiskFull:
 			return &platform.DeploymentError{Code: e.Code, Message: e.Message}
 		}
 	}

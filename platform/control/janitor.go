@@ -30,6 +30,7 @@ func (p *Plane) janitor(ctx context.Context) {
 		if minute%60 == 0 {
 			p.sweep(ctx, "files", p.sweepFiles)
 			p.sweep(ctx, "images", p.sweepImages)
+			p.sweep(ctx, "release copies", p.wantCopies)
 			p.sweep(ctx, "rows", p.sweepRows)
 		}
 		select {
@@ -146,11 +147,11 @@ func (p *Plane) sweepUploadFiles(ctx context.Context, age time.Duration) error {
 // dropBuild removes a build directory nobody works in. It owns the deployment
 // meanwhile: a build that begins now waits rather than lose its files.
 func (p *Plane) dropBuild(id platform.ID) error {
-	if !p.own(id) {
+	if !p.occupy(id) {
 		return nil
 	}
 	defer p.kickBuilder()
-	defer p.disown(id)
+	defer p.release(id)
 	return os.RemoveAll(filepath.Join(p.buildsDir(), string(id)))
 }
 
@@ -178,8 +179,9 @@ func (p *Plane) sweepLogs(ctx context.Context) error {
 	return nil
 }
 
-// sweepImages takes away the tags that no release within retention explains.
-// What is active or unfinished is always kept. Tags are listed before the rows
+// sweepImages takes away the tags that no release within retention explains,
+// in the engine and in Denia's own registry, where the manifest is collected
+// once nothing else needs it. What is active or unfinished is always kept. Tags are listed before the rows
 // are read: one made in between is not mistaken for a leftover.
 func (p *Plane) sweepImages(ctx context.Context) error {
 	tags, err := p.Images.Tags(ctx)
@@ -191,12 +193,25 @@ func (p *Plane) sweepImages(ctx context.Context) error {
 		return fmt.Errorf("reading the services: %w", err)
 	}
 	keep := map[string]bool{}
+	var errs []error
 	for _, ref := range refs {
+		copied, err := p.Registry.Tags(ctx, ref.ID)
+		if err != nil {
+			return fmt.Errorf("listing the copies of releases: %w", err)
+		}
 		if err := p.keepTags(ctx, ref, keep); err != nil {
 			return err
 		}
+		for _, tag := range copied {
+			n, ours := platform.ParseReleaseTag(tag)
+			if !ours || keep[imageTag(ref.ProjectName, ref.Name, n)] {
+				continue
+			}
+			if err := p.Registry.Untag(ctx, ref.ID, tag); err != nil {
+				errs = append(errs, fmt.Errorf("removing the copy of release %d of %s: %w", n, ref.Name, err))
+			}
+		}
 	}
-	var errs []error
 	for _, tag := range tags {
 		if keep[tag] {
 			continue
@@ -210,21 +225,9 @@ func (p *Plane) sweepImages(ctx context.Context) error {
 
 // keepTags adds the tags that a service still needs.
 func (p *Plane) keepTags(ctx context.Context, ref store.ServiceRef, keep map[string]bool) error {
-	kept, err := p.Store.HealthyHistory(ctx, ref.ID, p.KeepReleases)
+	kept, err := p.kept(ctx, ref.ID, ref.ActiveDeploymentID)
 	if err != nil {
-		return fmt.Errorf("reading past releases: %w", err)
-	}
-	unfinished, err := p.Store.UnfinishedOf(ctx, ref.ID)
-	if err != nil {
-		return fmt.Errorf("reading unfinished deployments: %w", err)
-	}
-	kept = append(kept, unfinished...)
-	if ref.ActiveDeploymentID != "" {
-		active, err := p.Store.Deployment(ctx, ref.ActiveDeploymentID)
-		if err != nil {
-			return fmt.Errorf("reading the active deployment: %w", err)
-		}
-		kept = append(kept, active)
+		return err
 	}
 	for _, d := range kept {
 		keep[imageTag(ref.ProjectName, ref.Name, d.Number)] = true

@@ -84,7 +84,7 @@ func TestJanitorKeepsTheImagesOfReleasesWithinRetention(t *testing.T) {
 	first, _, err := w.store.Deployments(t.Context(), service.ID, store.Page{})
 	check(t, err)
 	w.become(w.deployFrom(service.ID, platform.Source{Type: platform.SourceRedeploy, DeploymentID: first[len(first)-1].ID}).ID, platform.Healthy)
-	_, err = w.images.Pull(t.Context(), "app:9", "denia/default/deleted:1", discard{})
+	_, err = w.images.Pull(t.Context(), platform.Pull{Reference: "app:9", Tag: "denia/default/deleted:1"}, discard{})
 	check(t, err)
 	w.engine.Script(digest("app:7"), platformtest.Behavior{Deaf: true})
 	starting := w.deploy(service.ID, "app:7")

@@ -72,6 +72,7 @@ type world struct {
 	store   *store.Store
 	engine  *platformtest.Fake
 	images  *images
+	hub     *hub
 	journal *journal
 	options control.Options
 	server  *httptest.Server
@@ -86,7 +87,8 @@ type world struct {
 func newWorld(t *testing.T, change ...func(*control.Options)) *world {
 	t.Helper()
 	t.Parallel()
-	w := &world{t: t, engine: platformtest.NewFake(), images: newImages(), journal: &journal{}}
+	w := &world{t: t, engine: platformtest.NewFake(), images: newImages(), hub: newHub(), journal: &journal{}}
+	w.images.hub = w.hub
 	log := slog.New(slog.NewTextHandler(w.journal, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	dir := scratch(t)
 	check(t, os.WriteFile(filepath.Join(dir, "denia.db"), blank, 0o600))
@@ -94,7 +96,7 @@ func newWorld(t *testing.T, change ...func(*control.Options)) *world {
 	w.store, err = store.Open(t.Context(), "sqlite:"+filepath.Join(dir, "denia.db"), store.Options{Log: log, Seal: reverse, Unseal: reverse})
 	check(t, err)
 	w.options = control.Options{
-		Store: w.store, Runtime: w.engine, Images: w.images, Log: log, DataDir: dir, Node: "node-1", DiskReserve: 1,
+		Store: w.store, Runtime: w.engine, Images: w.images, Registry: w.hub, Log: log, DataDir: dir, Node: "node-1", DiskReserve: 1,
 		Unpack: unpack,
 	}
 	for _, c := range change {
@@ -385,114 +387,6 @@ func gate(t *testing.T) (closed <-chan struct{}, open func()) {
 
 func digest(image string) string { return "sha256:" + image }
 
-// images is a platform.Images in memory. The digest of a pulled image is
-// "sha256:" and its reference, of a built one "sha256:" and its Dockerfile.
-type images struct {
-	mu     sync.Mutex
-	script map[string]making // by reference, or by Dockerfile
-	tags   map[string]string // to digest
-	builds []platform.Build
-	stuck  error // of Tag
-}
-
-// making is how an image comes to be.
-type making struct {
-	Hold   <-chan struct{} // until it is closed
-	Output string
-	Err    error
-}
-
-func newImages() *images { return &images{script: map[string]making{}, tags: map[string]string{}} }
-
-func (i *images) on(name string, m making) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.script[name] = m
-}
-
-func (i *images) make(ctx context.Context, name, tag string, log io.Writer) (platform.Artifact, error) {
-	i.mu.Lock()
-	m := i.script[name]
-	i.mu.Unlock()
-	if _, err := io.WriteString(log, m.Output); err != nil {
-		return platform.Artifact{}, err
-	}
-	if m.Hold != nil {
-		select {
-		case <-m.Hold:
-		case <-ctx.Done():
-			return platform.Artifact{}, ctx.Err()
-		}
-	}
-	if m.Err != nil {
-		return platform.Artifact{}, m.Err
-	}
-	if err := ctx.Err(); err != nil {
-		return platform.Artifact{}, err
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.tags[tag] = digest(name)
-	return platform.Artifact{Image: tag, Digest: digest(name), SizeBytes: 4096}, nil
-}
-
-func (i *images) Build(ctx context.Context, b platform.Build, log io.Writer) (platform.Artifact, error) {
-	i.mu.Lock()
-	i.builds = append(i.builds, b)
-	i.mu.Unlock()
-	file, err := os.ReadFile(filepath.Join(b.ContextDir, b.Dockerfile))
-	if errors.Is(err, os.ErrNotExist) {
-		return platform.Artifact{}, platform.Errorf(platform.Invalid, platform.CodeDockerfileMissing, "there is no %s", b.Dockerfile)
-	}
-	if err != nil {
-		return platform.Artifact{}, err
-	}
-	return i.make(ctx, string(file), b.Tag, log)
-}
-
-func (i *images) Pull(ctx context.Context, reference, tag string, log io.Writer) (platform.Artifact, error) {
-	return i.make(ctx, reference, tag, log)
-}
-
-func (i *images) Tag(_ context.Context, digest, tag string) (platform.Artifact, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.stuck != nil {
-		return platform.Artifact{}, i.stuck
-	}
-	for _, known := range i.tags {
-		if known == digest {
-			i.tags[tag] = digest
-			return platform.Artifact{Image: tag, Digest: digest, SizeBytes: 4096}, nil
-		}
-	}
-	return platform.Artifact{}, platform.Errorf(platform.Unavailable, platform.CodeImageNotFound, "there is no image %s", digest)
-}
-
-func (i *images) Tags(context.Context) ([]string, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	var tags []string
-	for tag := range i.tags {
-		tags = append(tags, tag)
-	}
-	slices.Sort(tags)
-	return tags, nil
-}
-
-func (i *images) Remove(_ context.Context, tag string) error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	delete(i.tags, tag)
-	return nil
-}
-
-func (i *images) built() []platform.Build {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return slices.Clone(i.builds)
-}
-
 // journal keeps what is logged. An error in it fails the test unless it was
 // expected: every one is somebody's page at night.
 type journal struct {
@@ -532,10 +426,4 @@ func (j *journal) review(t *testing.T) {
 	if t.Failed() {
 		t.Logf("the log:\n%s", strings.Join(j.lines, ""))
 	}
-}
-
-func (i *images) breakTags(err error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.stuck = err
 }

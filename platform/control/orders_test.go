@@ -238,9 +238,11 @@ func TestRollbackToAnImageThatIsGoneFails(t *testing.T) {
 	w := start(t)
 	service, old := w.running(spec("web"), "app:1")
 	w.become(w.deploy(service.ID, "app:2").ID, platform.Healthy)
-	check(t, w.images.Remove(t.Context(), old.Artifact.Image))
+	old = w.copied(old.ID)
+	w.hub.forget(old.Artifact.ManifestDigest)
+	w.images.lose(old.Artifact.Digest)
 	d := w.become(w.deployFrom(service.ID, platform.Source{Type: platform.SourceRedeploy, DeploymentID: old.ID}).ID, platform.Failed)
-	if d.Error.Code != platform.CodeImageNotFound {
+	if d.Error.Code != platform.CodeImageNotFound || !strings.Contains(d.Error.Message, "from the registry") {
 		t.Errorf("failed with %+v", d.Error)
 	}
 	w.runs(service.ID, "2.0")

@@ -30,6 +30,9 @@ type Options struct {
 	Logs    *telemetry.Logs
 	Log     *slog.Logger
 
+	// Registry is Denia's own. It is asked from Start on.
+	Registry Registry
+
 	DataDir    string // uploads/ and builds/ live below it
 	BaseDomain string // default "localhost"
 	Node       string // who holds the lease; the same after a restart
@@ -96,6 +99,8 @@ type Plane struct {
 	term        *term // nil while another node has the lease
 	supervisors map[platform.ID]*supervisor
 	builds      map[platform.ID]context.CancelCauseFunc // by deployment
+
+	copies *copies
 }
 
 // term is a time during which this node has the lease. All that acts runs
@@ -116,6 +121,7 @@ func New(o Options) *Plane {
 		buildKick:   make(chan struct{}, 1),
 		supervisors: map[platform.ID]*supervisor{},
 		builds:      map[platform.ID]context.CancelCauseFunc{},
+		copies:      newCopies(),
 	}
 	p.collector = telemetry.NewCollector(o.Logs, p.openReplicaLog, o.Log)
 	return p
@@ -210,6 +216,7 @@ func (p *Plane) lead(ctx context.Context) {
 	t.wg.Go(func() { p.watch(t.ctx) })
 	t.wg.Go(func() { p.observe(t.ctx) })
 	t.wg.Go(func() { p.janitor(t.ctx) })
+	t.wg.Go(func() { p.copyLoop(t.ctx) })
 	for range p.BuildWorkers {
 		t.wg.Go(func() { p.buildLoop(t.ctx) })
 	}

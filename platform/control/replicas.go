@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/denia-paas/denia/platform"
@@ -190,8 +191,14 @@ func (s *supervisor) removeOthers(w *world, pool ingress.PoolStatus) time.Durati
 		}
 		next = min(next, s.ensure(w, &load, 0))
 	}
-	for release := range s.releases {
-		if _, exists := w.replicas[release]; !exists && s.releases[release].busy == nil && !w.wants(release) {
+	for release, r := range s.releases {
+		if w.wants(release) {
+			continue
+		}
+		if !r.restore.IsZero() {
+			r.interrupt() // superseded while it waited for its image
+		}
+		if _, exists := w.replicas[release]; !exists && r.busy == nil {
 			delete(s.releases, release)
 		}
 	}
@@ -199,7 +206,12 @@ func (s *supervisor) removeOthers(w *world, pool ingress.PoolStatus) time.Durati
 }
 
 func (w *world) wants(release platform.ID) bool {
-	return w.active != nil && w.active.ID == release || w.candidate != nil && w.candidate.ID == release
+	for _, d := range []*platform.Deployment{w.active, w.candidate, w.pending} {
+		if d != nil && d.ID == release {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *supervisor) release(id platform.ID) *releaseState {
@@ -221,6 +233,10 @@ func (s *supervisor) ensure(w *world, d *platform.Deployment, replicas int) time
 	}
 	if wait := r.pause(replicas, w.now); wait > 0 {
 		return wait
+	}
+	if replicas > 0 && r.lost && d.Artifact != nil && d.Artifact.ManifestDigest != "" {
+		s.bringBack(w, d, *d.Artifact)
+		return rest
 	}
 	load := platform.Workload{
 		ID: d.ID, ServiceID: s.id, ProjectID: w.service.ProjectID,
@@ -247,6 +263,39 @@ func (s *supervisor) call(r *releaseState, load platform.Workload) {
 	})
 }
 
+// bringBack has the engine fetch an image that it has lost from Denia's own
+// registry, beside the loop. The artifact says which.
+func (s *supervisor) bringBack(w *world, d *platform.Deployment, artifact platform.Artifact) {
+	r, p := s.release(d.ID), s.plane
+	deliver := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(s.ctx, p.PullTimeout)
+	r.busy, r.desired, r.stop, r.restore = deliver, 1, cancel, w.now
+	r.restores++
+	id, recorded, tag := d.ID, d.Artifact != nil, imageTag(w.project.Name, w.service.Name, d.Number)
+	p.say(id, "the image %s is no longer in the engine, bringing it back from the registry", short(artifact.Digest))
+	p.Log.Warn("the engine has lost the image of a release; bringing it back from the registry", "service", s.id, "release", id)
+	s.calls.Go(func() {
+		defer cancel()
+		image, err := p.pullOwn(ctx, s.id, artifact.ManifestDigest, tag, io.Discard)
+		if err == nil && recorded && image.Digest != artifact.Digest {
+			// The same content: engines differ in what they name an image by.
+			_, err = p.Store.ChangeArtifact(ctx, id, func(a *platform.Artifact) { a.Digest = image.Digest })
+		}
+		if err == nil {
+			r.restored = &image // the loop looks once it has the result
+		}
+		deliver <- err
+		s.wake()
+	})
+}
+
+// standStill puts forward what a candidate is measured by.
+func (r *releaseState) standStill(away time.Duration) {
+	if !r.since.IsZero() {
+		r.since = r.since.Add(away)
+	}
+}
+
 // ensureTimeout bounds a call to the engine: a minute for one that is slow,
 // and the longest grace there is where replicas are stopped.
 func ensureTimeout(load platform.Workload) time.Duration {
@@ -262,6 +311,15 @@ func (s *supervisor) collect() {
 		select {
 		case err := <-r.busy:
 			r.busy, r.stop, r.err = nil, nil, err
+			if r.restore.IsZero() {
+				r.lost = platform.CodeOf(err) == platform.CodeImageNotFound
+			} else {
+				// The next call asks the engine again: somebody may have loaded
+				// the image by hand.
+				r.lost, r.unrestored = false, err
+				r.standStill(time.Since(r.restore))
+				r.restore = time.Time{}
+			}
 			if err != nil && !errors.Is(err, context.Canceled) {
 				r.failures = max(r.failures, 2)
 				r.backOff(time.Now(), 2)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -23,19 +24,28 @@ func (s *supervisor) begin(ctx context.Context, w *world) bool {
 	if from == nil || from.Artifact == nil {
 		return s.plane.end(ctx, d, platform.Pending, platform.Failed, &platform.DeploymentError{Code: platform.CodeImageNotFound, Message: "There is no release whose image could be used. Deploy the service first."})
 	}
+	r := s.release(d.ID)
+	if r.busy != nil {
+		return false // its image is being brought back
+	}
 	artifact := redeployed(*from)
+	if r.restored != nil {
+		artifact.Digest = r.restored.Digest
+	}
 	tagged, err := s.plane.Images.Tag(ctx, artifact.Digest, imageTag(w.project.Name, w.service.Name, d.Number))
 	switch {
+	case platform.CodeOf(err) == platform.CodeImageNotFound && artifact.ManifestDigest != "" && r.restores == 0:
+		s.bringBack(w, &d, *artifact)
+		return false
 	case platform.CodeOf(err) == platform.CodeImageNotFound:
-		return s.plane.end(ctx, d, platform.Pending, platform.Failed, &platform.DeploymentError{Code: platform.CodeImageNotFound, Message: fmt.Sprintf(
-			"The image %s is no longer in the engine. Deploy from source again.", short(artifact.Digest))})
+		return s.plane.end(ctx, d, platform.Pending, platform.Failed, lostImage(artifact, r.unrestored))
 	case platform.CodeOf(err) == platform.CodeDiskFull:
 		return s.plane.end(ctx, d, platform.Pending, platform.Failed, buildError(err, nil))
 	case err != nil:
 		s.plane.logFailure("tagging an image", err)
 		return false
 	}
-	tagged.Source = artifact.Source
+	tagged.Source, tagged.ManifestDigest = artifact.Source, artifact.ManifestDigest
 	now := time.Now().UTC()
 	if _, err := s.plane.Store.Advance(ctx, d.ID, platform.Pending, platform.Starting, func(row *platform.Deployment) {
 		row.Artifact = &tagged
@@ -128,7 +138,19 @@ func (s *supervisor) promote(ctx context.Context, w *world) bool {
 	s.plane.finishLog(d.ID)
 	s.plane.topics.publish(d.ID, s.id, previous)
 	s.plane.kickBuilder()
+	s.plane.copies.want(s.id)
 	return true
+}
+
+// lostImage says that the engine no longer has an image; why is what kept it
+// from being brought back.
+func lostImage(artifact *platform.Artifact, why error) *platform.DeploymentError {
+	lost := &platform.DeploymentError{Code: platform.CodeImageNotFound, Message: fmt.Sprintf("The image %s is no longer in the engine", short(artifact.Digest))}
+	if e, ok := errors.AsType[*platform.Error](why); ok && artifact.ManifestDigest != "" {
+		lost.Message += ", and could not be brought back from the registry: " + e.Message
+	}
+	lost.Message += ". Deploy from source again."
+	return lost
 }
 
 // cancel ends a candidate a person canceled: its replicas go first, then the

@@ -49,6 +49,13 @@ type releaseState struct {
 	served   map[int]string     // by replica index: the last run that was ready
 	waitSaid bool
 
+	lost     bool               // the engine does not have the image any more
+	restore  time.Time          // since when a call brings it back; zero: none does
+	restores int                // how often that was tried
+	restored *platform.Artifact // as it was brought back
+
+	unrestored error // why it was not, the last time
+
 	// since is when this supervisor first saw the candidate. It is put
 	// forward by the time in which nothing could be seen: what Denia or the
 	// engine was away for does not count against a release.
@@ -270,9 +277,7 @@ func (s *supervisor) found(now time.Time) {
 	s.blindSince = time.Time{}
 	s.plane.Log.Info("the service can be looked at again", "service", s.id, "after", away)
 	for _, r := range s.releases {
-		if !r.since.IsZero() {
-			r.since = r.since.Add(away)
-		}
+		r.standStill(away)
 	}
 }
 
@@ -392,6 +397,13 @@ func (s *supervisor) tearDown(ctx context.Context) (time.Duration, bool) {
 			p.logFailure("removing volumes", err)
 			return time.Second, false
 		}
+	}
+	if !p.copies.end(s.id) {
+		return 100 * time.Millisecond, false
+	}
+	if err := p.Registry.Drop(ctx, s.id); err != nil {
+		p.logFailure("dropping the repositories of a deleted service", err)
+		return time.Second, false
 	}
 	if err := p.Logs.Remove(serviceLog(s.id)); err != nil {
 		p.logFailure("removing logs", err)

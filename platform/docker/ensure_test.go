@@ -476,7 +476,7 @@ func TestEngineDown(t *testing.T) {
 	_, logs := e.Logs(ctx, "x", platform.LogOptions{})
 	_, projects := e.Projects(ctx)
 	_, build := e.Build(ctx, platform.Build{ContextDir: buildContext(t, map[string]string{"Dockerfile": "FROM scratch\n"}), Tag: "denia/x/y:1"}, io.Discard)
-	_, pull := e.Pull(ctx, "busybox", "denia/x/y:1", io.Discard)
+	_, pull := e.Pull(ctx, platform.Pull{Reference: "busybox", Tag: "denia/x/y:1"}, io.Discard)
 	_, tag := e.Tag(ctx, "sha256:0", "denia/x/y:1")
 	_, tags := e.Tags(ctx)
 	for name, err := range map[string]error{

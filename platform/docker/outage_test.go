@@ -184,7 +184,7 @@ func TestHungEngineDoesNotHoldACanceledCall(t *testing.T) {
 			return err
 		},
 		"Pull": func(ctx context.Context) error {
-			_, err := e.Pull(ctx, "127.0.0.1:1/x", "denia/x/y:1", io.Discard)
+			_, err := e.Pull(ctx, platform.Pull{Reference: "127.0.0.1:1/x", Tag: "denia/x/y:1"}, io.Discard)
 			return err
 		},
 	} {

@@ -25,10 +25,11 @@ const cleanupTimeout = 10 * time.Second
 // platform.Images. A reference with a digest that the engine already has is
 // not fetched again. The reference itself does not stay behind as a tag unless
 // it was there before.
-func (e *Engine) Pull(ctx context.Context, ref, tag string, log io.Writer) (platform.Artifact, error) {
-	if err := ownTag(tag); err != nil {
+func (e *Engine) Pull(ctx context.Context, p platform.Pull, log io.Writer) (platform.Artifact, error) {
+	if err := ownTag(p.Tag); err != nil {
 		return platform.Artifact{}, err
 	}
+	ref := p.Reference
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return platform.Artifact{}, badReference(err, ref)
@@ -41,6 +42,14 @@ func (e *Engine) Pull(ctx context.Context, ref, tag string, log io.Writer) (plat
 	}
 	named = reference.TagNameOnly(named)
 	name := reference.FamiliarString(named)
+	called := name
+	if p.Name != "" {
+		called = p.Name
+	}
+	auth, err := encodeAuth(p.Auth)
+	if err != nil {
+		return platform.Artifact{}, err
+	}
 	api, err := e.api(ctx)
 	if err != nil {
 		return platform.Artifact{}, err
@@ -49,7 +58,7 @@ func (e *Engine) Pull(ctx context.Context, ref, tag string, log io.Writer) (plat
 	// reference must not move or remove it.
 	unlock, err := e.pulls.lock(ctx, name)
 	if err != nil {
-		return platform.Artifact{}, fmt.Errorf("waiting for another pull of %s: %w", name, err)
+		return platform.Artifact{}, fmt.Errorf("waiting for another pull of %s: %w", called, err)
 	}
 	defer unlock()
 
@@ -58,26 +67,20 @@ func (e *Engine) Pull(ctx context.Context, ref, tag string, log io.Writer) (plat
 		return platform.Artifact{}, err
 	}
 	if _, pinned := named.(reference.Digested); pinned && present {
-		fmt.Fprintf(log, "%s is already here\n", name)
+		fmt.Fprintf(log, "%s is already here\n", called)
 	} else {
-		fmt.Fprintf(log, "Pulling %s\n", name)
-		if err := e.pull(ctx, api, name, log); err != nil {
+		fmt.Fprintf(log, "Pulling %s\n", called)
+		if err := e.pull(ctx, api, name, called, auth, log); err != nil {
 			return platform.Artifact{}, err
 		}
 	}
 	if !present {
-		defer func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-			defer cancel()
-			if _, err := api.ImageRemove(ctx, name, image.RemoveOptions{}); err != nil && !cerrdefs.IsNotFound(err) {
-				e.log.Warn("the pulled reference stays behind as a tag", "image", name, "error", err)
-			}
-		}()
+		defer e.untag(ctx, api, name)
 	}
-	if err := e.tag(ctx, api, name, tag); err != nil {
+	if err := e.tag(ctx, api, name, p.Tag); err != nil {
 		return platform.Artifact{}, err
 	}
-	artifact, err := e.artifact(ctx, api, tag)
+	artifact, err := e.artifact(ctx, api, p.Tag)
 	if err != nil {
 		return platform.Artifact{}, err
 	}
@@ -117,10 +120,11 @@ type pullMessage struct {
 	Error string `json:"error"`
 }
 
-func (e *Engine) pull(ctx context.Context, api *client.Client, name string, log io.Writer) error {
-	stream, err := api.ImagePull(ctx, name, image.PullOptions{})
+// pull fetches name; called is what errors call it.
+func (e *Engine) pull(ctx context.Context, api *client.Client, name, called, auth string, log io.Writer) error {
+	stream, err := api.ImagePull(ctx, name, image.PullOptions{RegistryAuth: auth})
 	if err != nil {
-		return e.pullFailed(ctx, err, name)
+		return e.pullFailed(ctx, err, called)
 	}
 	// The engine ends the pull when the connection closes.
 	defer stream.Close()
@@ -136,7 +140,7 @@ func (e *Engine) pull(ctx context.Context, api *client.Client, name string, log 
 			err = errors.New(m.Error)
 		}
 		if err != nil {
-			return e.pullFailed(ctx, err, name)
+			return e.pullFailed(ctx, err, called)
 		}
 		progress.add(m)
 	}
@@ -153,12 +157,7 @@ func (e *Engine) pullFailed(ctx context.Context, err error, name string) error {
 }
 
 func pullError(err error, name string) *platform.Error {
-	// Engines quote what the registry's host answered. It may be no registry,
-	// and its words nobody's to read.
-	words, _, quoted := strings.Cut(engineWords(err.Error()), "error parsing HTTP")
-	if quoted {
-		words += "its answer is no registry's"
-	}
+	words := registryWords(err)
 	text := strings.ToLower(words)
 	has := func(any ...string) bool {
 		for _, part := range any {
@@ -169,10 +168,10 @@ func pullError(err error, name string) *platform.Error {
 		return false
 	}
 	switch {
-	case has("does not exist or may require", "unauthorized", "authentication required", "denied", "no basic auth", "403 forbidden", "401"):
+	case has(refusals...):
 		return platform.Wrap(err, platform.NotFound, platform.CodePullDenied,
 			"the registry does not give out %s without a login, or has no such image: check the name, or make it public", name)
-	case has("manifest unknown", "name unknown", "not found", "404", "no matching manifest", "does not match the specified platform"):
+	case has("manifest unknown", "name unknown", "not found", "no matching manifest", "does not match the specified platform"):
 		advice := "check the name and the tag"
 		if has("no matching manifest", "specified platform") {
 			advice = "there is none for this machine's processor"
@@ -184,6 +183,19 @@ func pullError(err error, name string) *platform.Error {
 			"the registry of %s cannot be reached: %s", name, words)
 	}
 	return platform.Wrap(err, platform.Unavailable, platform.CodePullFailed, "pulling %s failed: %s", name, words)
+}
+
+// refusals are the words of a registry that wants other credentials.
+var refusals = []string{"does not exist or may require", "unauthorized", "authentication required", "denied", "no basic auth", "403 forbidden"}
+
+// registryWords are the engine's words on what a registry answered. That may be
+// no registry, and its words nobody's to read.
+func registryWords(err error) string {
+	words, _, quoted := strings.Cut(engineWords(err.Error()), "error parsing HTTP")
+	if quoted {
+		words += "its answer is no registry's"
+	}
+	return words
 }
 
 // progressInterval is how often bytes are reported; layers are reported as

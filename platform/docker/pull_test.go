@@ -70,7 +70,7 @@ func TestPull(t *testing.T) {
 	ref, tag := host+"/tools/app:7", "denia/"+run+"/pulled:1"
 	digest := push(t, ref)
 	var progress buildLog
-	a, err := e.Pull(t.Context(), ref, tag, &progress)
+	a, err := e.Pull(t.Context(), platform.Pull{Reference: ref, Tag: tag}, &progress)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}
@@ -89,7 +89,7 @@ func TestPull(t *testing.T) {
 		t.Errorf("the pulled reference stays behind: %v", found.RepoTags)
 	}
 
-	pinned, err := e.Pull(t.Context(), ref+"@"+digest.String(), "denia/"+run+"/pulled:2", io.Discard)
+	pinned, err := e.Pull(t.Context(), platform.Pull{Reference: ref + "@" + digest.String(), Tag: "denia/" + run + "/pulled:2"}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestPull(t *testing.T) {
 	}
 
 	push(t, ref)
-	moved, err := e.Pull(t.Context(), ref, "denia/"+run+"/pulled:3", io.Discard)
+	moved, err := e.Pull(t.Context(), platform.Pull{Reference: ref, Tag: "denia/" + run + "/pulled:3"}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,13 +112,13 @@ func TestPullLeavesForeignTagsAlone(t *testing.T) {
 	host := startRegistry(t, nil)
 	ref := host + "/" + run + "/app:latest"
 	push(t, ref)
-	if _, err := e.Pull(t.Context(), ref, "denia/"+run+"/foreign:1", io.Discard); err != nil {
+	if _, err := e.Pull(t.Context(), platform.Pull{Reference: ref, Tag: "denia/" + run + "/foreign:1"}, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	if err := engine.ImageTag(t.Context(), "denia/"+run+"/foreign:1", ref); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.Pull(t.Context(), ref, "denia/"+run+"/foreign:2", io.Discard); err != nil {
+	if _, err := e.Pull(t.Context(), platform.Pull{Reference: ref, Tag: "denia/" + run + "/foreign:2"}, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := engine.ImageInspect(t.Context(), ref); err != nil {
@@ -144,7 +144,7 @@ func TestPullCanceled(t *testing.T) {
 	push(t, host+"/tools/app:1")
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-asked; cancel() }()
-	if _, err := e.Pull(ctx, host+"/tools/app:1", "denia/"+run+"/canceled:1", io.Discard); !errors.Is(err, context.Canceled) {
+	if _, err := e.Pull(ctx, platform.Pull{Reference: host + "/tools/app:1", Tag: "denia/" + run + "/canceled:1"}, io.Discard); !errors.Is(err, context.Canceled) {
 		t.Errorf("a canceled pull: %v", err)
 	}
 }
@@ -178,7 +178,7 @@ func TestPullFailures(t *testing.T) {
 		"127.0.0.1:1/tools/app:7":                             platform.CodePullFailed,
 		"UPPER/case":                                          platform.CodePullFailed,
 	} {
-		_, err := e.Pull(t.Context(), ref, "denia/"+run+"/failed:1", io.Discard)
+		_, err := e.Pull(t.Context(), platform.Pull{Reference: ref, Tag: "denia/" + run + "/failed:1"}, io.Discard)
 		if m := wantCode(t, err, code); !strings.Contains(m, ref) {
 			t.Errorf("%s: %q", ref, m)
 		}

@@ -25,7 +25,7 @@ func TestPullDoesNotQuoteStrangers(t *testing.T) {
 			})
 		})
 		var log buildLog
-		_, err := e.Pull(t.Context(), host+"/intern/status:latest", "denia/"+run+"/quoted:1", &log)
+		_, err := e.Pull(t.Context(), platform.Pull{Reference: host + "/intern/status:latest", Tag: "denia/" + run + "/quoted:1"}, &log)
 		failure, known := errors.AsType[*platform.Error](err)
 		if !known {
 			t.Fatalf("%d: %v, want an error with a code", status, err)
