@@ -2,10 +2,10 @@
 GO    ?= go
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -tags nobadger,nomysql,nopgx
 
-.PHONY: help build run test lint bench docs clean
+.PHONY: help build run test conformance lint bench bench-registry docs clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 build: ## bin/denia and the example's program
 	$(BUILD) -o bin/denia ./cmd/denia
@@ -17,11 +17,17 @@ run: build ## Denia on http://localhost:8080, with an example deployed
 test: ## everything: vet, lint, unit, race, integration, end to end
 	@scripts/test
 
+conformance: ## the OCI's conformance suite against the registry
+	@scripts/conformance
+
 lint: ## vet and golangci-lint
 	@scripts/lint
 
 bench: build ## idle cost, deployment latency, memory of an upload
 	$(GO) test -count 1 -run '^$$' -bench . -benchtime 1x -timeout 30m ./test/e2e
+
+bench-registry: build ## the registry beside docker-registry, nginx and Caddy
+	@scripts/bench-registry
 
 docs: ## the API reference, generated from the code
 	$(GO) run ./cmd/denia denia openapi > docs/openapi.json
