@@ -53,7 +53,7 @@ func (e *Engine) openRegistry(ctx context.Context, log *slog.Logger) error {
 		Authenticate: func(r *http.Request, username, password string) (string, error) {
 			return e.api.AuthenticateRegistry(r, username, password)
 		},
-		Authorize: e.authorize, OnPush: e.pushed, Keep: e.keep,
+		Authorize: e.authorize, OnPush: e.pushed, OnDelete: e.deleted, Reserved: reserved, Keep: e.keep,
 		Scheme: scheme, TokenKey: []byte(key),
 		Options: registry.Options{
 			Lease: time.Duration(r.Lease), UploadTTL: time.Duration(r.UploadTTL), ManifestBytes: r.MaxManifestBytes,
@@ -188,25 +188,39 @@ func (e *Engine) authorize(ctx context.Context, subject, name string) (registry.
 	if !ok {
 		return registry.Grant{Missing: "repositories are called <project>/<service>"}, nil
 	}
+	role, err := e.roles(ctx, subject)
+	if err != nil {
+		return registry.Grant{}, err
+	}
 	project, err := e.store.ProjectByName(ctx, projectName)
 	if platform.KindOf(err) == platform.NotFound {
+		if role("") == platform.RoleNone {
+			return registry.Grant{}, nil // whether it exists is not for everybody to know
+		}
 		return registry.Grant{Missing: fmt.Sprintf("there is no project %q", projectName)}, nil
 	}
 	if err != nil {
 		return registry.Grant{}, err
 	}
-	role := platform.RoleNone
+	return e.grant(ctx, project, rest, role(project.ID))
+}
+
+// roles tells what the subject may do in a project; the super-admin's role in
+// none at all is that of an admin.
+func (e *Engine) roles(ctx context.Context, subject string) (func(platform.ID) platform.Role, error) {
 	switch subject {
 	case registry.Internal:
-		role = platform.RoleAdmin
+		return func(platform.ID) platform.Role { return platform.RoleAdmin }, nil
 	case "":
-	default:
-		roles, _, err := e.api.RegistryRoles(ctx, subject)
-		if err != nil {
-			return registry.Grant{}, err
-		}
-		role = roles(project.ID)
+		return func(platform.ID) platform.Role { return platform.RoleNone }, nil
 	}
+	roles, _, err := e.api.RegistryRoles(ctx, subject)
+	return roles, err
+}
+
+// grant tells what a role in the project may do with the repository called
+// rest below it.
+func (e *Engine) grant(ctx context.Context, project platform.Project, rest string, role platform.Role) (registry.Grant, error) {
 	if host, path, ok := platform.ParseCacheName(rest); ok {
 		if role == platform.RoleNone {
 			return registry.Grant{}, nil
@@ -223,7 +237,7 @@ func (e *Engine) authorize(ctx context.Context, subject, name string) (registry.
 	serviceName, more, _ := strings.Cut(rest, "/")
 	service, err := e.store.ServiceByName(ctx, project.ID, serviceName)
 	if platform.KindOf(err) == platform.NotFound {
-		return registry.Grant{Missing: fmt.Sprintf("there is no service %q in project %q: create it first", serviceName, projectName)}, nil
+		return registry.Grant{Missing: fmt.Sprintf("there is no service %q in project %q: create it first", serviceName, project.Name)}, nil
 	}
 	if err != nil {
 		return registry.Grant{}, err
@@ -251,21 +265,49 @@ func (e *Engine) pushed(ctx context.Context, p registry.Push) error {
 	if err != nil {
 		return fmt.Errorf("looking for the service pushed to: %w", err)
 	}
-	if err := e.api.AuditRegistry(ctx, p.Subject, "PUT /v2/{name}/manifests/{reference}", service.ProjectID, id); err != nil {
+	if err := e.api.AuditRegistry(ctx, p.Subject, "PUT /v2/{name}/manifests/{reference}", http.StatusCreated, service.ProjectID, id); err != nil {
 		return fmt.Errorf("recording the push: %w", err)
 	}
 	if below != "" {
 		return nil
 	}
-	_, actor, err := e.api.RegistryRoles(ctx, p.Subject)
+	role, actor, err := e.api.RegistryRoles(ctx, p.Subject)
 	if err != nil {
 		return fmt.Errorf("finding out who pushed: %w", err)
+	}
+	if !role(service.ProjectID).Covers(platform.RoleOperator) {
+		return nil // not any more
 	}
 	_, _, err = e.plane.Push(ctx, control.PushEvent{Service: id, Tag: p.Tag, Digest: p.Digest.String(), Actor: actor})
 	if platform.KindOf(err) == platform.NotFound {
 		return e.registry.Drop(ctx, platform.RepositoryKey(id))
 	}
 	return err
+}
+
+// deleted implements registry.Config.
+func (e *Engine) deleted(ctx context.Context, d registry.Deletion) error {
+	id, _, ok := platform.ParseRepositoryKey(d.Repo)
+	if !ok || d.Subject == registry.Internal {
+		return nil
+	}
+	service, err := e.store.Service(ctx, id)
+	if platform.KindOf(err) == platform.NotFound {
+		return nil
+	}
+	if err == nil {
+		err = e.api.AuditRegistry(ctx, d.Subject, "DELETE /v2/{name}/"+d.Kind+"/{reference}", http.StatusAccepted, service.ProjectID, id)
+	}
+	if err != nil {
+		return fmt.Errorf("recording a deletion: %w", err)
+	}
+	return nil
+}
+
+// reserved implements registry.Config: copies of releases are Denia's.
+func reserved(tag string) bool {
+	_, release := platform.ParseReleaseTag(tag)
+	return release
 }
 
 // keep implements registry.Config: releases that can be rolled back to stay.
@@ -280,7 +322,13 @@ func (e *Engine) keep(ctx context.Context, repo string, d digest.Digest) (bool, 
 // hosted is the registry as the control plane sees it.
 type hosted struct{ e *Engine }
 
-func (h hosted) Address() string { return h.e.loopback.Addr().String() }
+// Address is empty for an engine elsewhere: its loopback is another one.
+func (h hosted) Address() string {
+	if !h.e.docker.OnThisMachine() {
+		return ""
+	}
+	return h.e.loopback.Addr().String()
+}
 
 func (h hosted) Credentials(name, actions string, ttl time.Duration) (username, password string) {
 	return h.e.registry.Credentials(name, actions, ttl)

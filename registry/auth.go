@@ -14,7 +14,8 @@ const internalUser = "<denia>"
 // identity is who sent a request.
 type identity struct {
 	subject string
-	limits  *claims // of a token: more than this it doesn't give; nil: no token
+	limits  *claims // of a token or credential: more than this it doesn't give; nil: a password
+	bearer  bool    // a token of /v2/token was shown
 }
 
 // Reasons for a 401, besides ErrUnauthorized.
@@ -39,7 +40,7 @@ func (c *call) identify() (identity, error) {
 		if err != nil {
 			return identity{}, err
 		}
-		return identity{limits.Subject, limits}, nil
+		return identity{subject: limits.Subject, limits: limits, bearer: true}, nil
 	case strings.EqualFold(scheme, "Basic"):
 		username, password, ok := c.r.BasicAuth()
 		if !ok {
@@ -57,7 +58,7 @@ func (c *call) authenticate(username, password string) (identity, error) {
 		if err != nil {
 			return identity{}, ErrUnauthorized
 		}
-		return identity{Internal, limits}, nil
+		return identity{subject: Internal, limits: limits}, nil
 	}
 	subject, err := c.cfg.Authenticate(c.r, username, password)
 	if err != nil {
@@ -79,7 +80,28 @@ func (c *call) authorize(e endpoint) bool {
 		c.unauthorized(err, e.actions)
 		return false
 	}
-	c.subject = who.subject
+	return c.permit(who, e.actions)
+}
+
+// authorizeAgain is for after a body was read, which may have taken days: who
+// lost the right to do the actions, or the account, must not go on because
+// they began before. A token or credential has to be valid still, unless it
+// may expire: reading a large blob takes longer than tokens live.
+func (c *call) authorizeAgain(actions string, mayExpire bool) bool {
+	who := c.who
+	if !mayExpire || who.limits == nil {
+		var err error
+		if who, err = c.identify(); err != nil {
+			c.unauthorized(err, actions)
+			return false
+		}
+	}
+	return c.permit(who, actions)
+}
+
+// permit is authorize for somebody who is identified.
+func (c *call) permit(who identity, actions string) bool {
+	c.subject, c.who = who.subject, who
 	grant, err := c.grantOf(c.r.Context(), who.subject, c.name)
 	if err != nil {
 		c.failed(err)
@@ -87,18 +109,18 @@ func (c *call) authorize(e endpoint) bool {
 	}
 	c.grant = grant
 	switch {
-	case grant.allows(e.actions):
-		if who.limits.allow(c.name, e.actions) {
+	case grant.allows(actions):
+		if who.limits.allow(c.name, actions) {
 			return true
 		}
-		c.unauthorized(errScope, e.actions)
+		c.unauthorized(errScope, actions)
 	case who.subject == "":
 		// Whether there is such a repository, somebody who logs in may learn.
-		c.unauthorized(errAnonymous, e.actions)
+		c.unauthorized(errAnonymous, actions)
 	case grant.Repo == "":
 		c.unknownName()
 	default:
-		c.fail(http.StatusForbidden, codeDenied, "your role does not allow to "+verb(e.actions)+" "+c.name, nil)
+		c.fail(http.StatusForbidden, codeDenied, "your role does not allow to "+verb(actions)+" "+c.name, nil)
 	}
 	return false
 }

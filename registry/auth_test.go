@@ -1,14 +1,19 @@
 package registry_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/denia-paas/denia/registry"
 )
@@ -326,10 +331,95 @@ func TestCredentials(t *testing.T) {
 	s.get("/v2/token", "Authorization", own).want(t, http.StatusUnauthorized, "UNAUTHORIZED")
 
 	username, password = s.Credentials("team/app", "pull,push", time.Minute)
+	var short token
+	s.get("/v2/token?scope=repository:team/app:pull,push", "Authorization", basic(username, password)).want(t, http.StatusOK, "").decode(t, &short)
+	if short.ExpiresIn != 60 {
+		t.Errorf("a token lives for %d s, its credential for a minute", short.ExpiresIn)
+	}
+	s.get("/v2/token?scope=repository:team/app:pull", "Authorization", short.bearer()).want(t, http.StatusUnauthorized, "UNAUTHORIZED")
+	s.do(http.MethodPost, "/v2/token", strings.NewReader("grant_type=password&scope=repository:team/app:pull"),
+		"Authorization", short.bearer(), "Content-Type", "application/x-www-form-urlencoded").want(t, http.StatusUnauthorized, "UNAUTHORIZED")
 	s.put("v2", s.image(), "Authorization", basic(username, password)).want(t, http.StatusCreated, "")
 	if last := s.pushes[len(s.pushes)-1]; last.Subject != registry.Internal {
 		t.Errorf("pushed by %q", last.Subject)
 	}
+}
+
+func TestToken_IsForFewRepositories(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	var scopes []string
+	for i := range 20 {
+		scopes = append(scopes, fmt.Sprintf("repository:team/app%d:pull", i))
+	}
+	if got := strings.Fields(s.token(basic("ann", "nna"), scopes...).Scope); len(got) != 16 {
+		t.Errorf("granted %d scopes", len(got))
+	}
+}
+
+// slowly calls between when the first half of a body was read.
+func slowly(content []byte, between func()) io.Reader {
+	half := len(content) / 2
+	return io.MultiReader(bytes.NewReader(content[:half]), &onRead{between}, bytes.NewReader(content[half:]))
+}
+
+type onRead struct{ do func() }
+
+func (r *onRead) Read([]byte) (int, error) {
+	r.do()
+	return 0, io.EOF
+}
+
+func TestAccess_IsLostDuringAPush(t *testing.T) {
+	t.Parallel()
+	s := newDepot(t)
+	ann := basic("ann", "nna")
+	long := func() string { return s.token(ann, "repository:team/app:pull,push").bearer() }
+	image := s.image()
+	blob := "a blob that takes long"
+	d := digest.FromString(blob)
+	expire := func() { s.clock.pass(time.Hour) }
+	bar := func(barred bool) func() {
+		return func() {
+			s.mu.Lock()
+			s.barred["user:ann"] = barred
+			s.mu.Unlock()
+			s.clock.pass(3 * time.Second)
+		}
+	}
+	manifest := func(authorization string, between func()) answer {
+		t.Helper()
+		return s.do(http.MethodPut, manifests+"latest", slowly(image, between), "Authorization", authorization)
+	}
+	upload := func(authorization string, between func()) answer {
+		t.Helper()
+		return s.do(http.MethodPut, s.start("")+"?digest="+d.String(), slowly([]byte(blob), between), "Authorization", authorization)
+	}
+	atOnce := func(authorization string, between func()) answer {
+		t.Helper()
+		return s.do(http.MethodPost, uploads+"?digest="+d.String(), slowly([]byte(blob), between), "Authorization", authorization)
+	}
+	for _, push := range []func(string, func()) answer{manifest, upload, atOnce} {
+		for _, authorization := range []string{ann, long()} {
+			push(authorization, bar(true)).want(t, http.StatusNotFound, "NAME_UNKNOWN")
+			bar(false)()
+		}
+	}
+	s.get(manifests+"latest").want(t, http.StatusNotFound, "MANIFEST_UNKNOWN")
+	s.wantNoContent()
+	if len(s.pushes) > 0 {
+		t.Errorf("told of %v", s.pushes)
+	}
+
+	username, password := s.Credentials("team/app", "pull,push", time.Minute)
+	manifest(basic(username, password), expire).want(t, http.StatusUnauthorized, "UNAUTHORIZED")
+	manifest(long(), expire).want(t, http.StatusUnauthorized, "UNAUTHORIZED")
+	s.get(manifests+"latest").want(t, http.StatusNotFound, "MANIFEST_UNKNOWN")
+	// A blob may take longer than a token lives.
+	upload(long(), expire).want(t, http.StatusCreated, "")
+	username, password = s.Credentials("team/app", "pull,push", time.Minute)
+	atOnce(basic(username, password), expire).want(t, http.StatusCreated, "")
+	manifest(ann, expire).want(t, http.StatusCreated, "")
 }
 
 // FuzzToken: whatever stands in the Authorization header and in the scopes,

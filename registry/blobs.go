@@ -61,10 +61,21 @@ func (c *call) deleteBlob(reference string) {
 		c.noBlob(d)
 	default:
 		c.metrics.blobDeletes.Inc()
-		c.collector.kick()
-		c.w.Header().Set("Content-Length", "0")
-		c.w.WriteHeader(http.StatusAccepted)
+		c.deleted("blobs")
 	}
+}
+
+// deleted tells the collector, Config.OnDelete and the client that something
+// was removed.
+func (c *call) deleted(kind string) {
+	c.collector.kick()
+	err := c.cfg.OnDelete(context.WithoutCancel(c.r.Context()), Deletion{Subject: c.subject, Repo: c.grant.Repo, Name: c.name, Kind: kind})
+	if err != nil {
+		c.failed(fmt.Errorf("telling of a deletion in %s: %w", c.name, err))
+		return
+	}
+	c.w.Header().Set("Content-Length", "0")
+	c.w.WriteHeader(http.StatusAccepted)
 }
 
 // blob tells the size of a blob of a repository, and sees to it that it stays

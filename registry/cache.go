@@ -10,8 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 )
 
 // CachePrefix begins the keys of the repositories whose content is fetched from
@@ -24,6 +22,9 @@ type cachePatience struct {
 	manifest time.Duration // for a manifest, whole
 	header   time.Duration // for the beginning of an answer, and for a handshake
 	stall    time.Duration // for the next byte of a blob
+	pace     time.Duration // for what makes leastRate of it
+	turn     time.Duration // for other downloads to make room for one
+	alone    time.Duration // for somebody to read a download that nobody reads
 }
 
 var defaultCachePatience = cachePatience{
@@ -31,11 +32,10 @@ var defaultCachePatience = cachePatience{
 	manifest: 30 * time.Second,
 	header:   20 * time.Second,
 	stall:    30 * time.Second,
+	pace:     30 * time.Second,
+	turn:     15 * time.Second,
+	alone:    time.Minute,
 }
-
-// maxDownloads bounds the blobs that are downloaded at a time; others wait for
-// their turn.
-const maxDownloads = 32
 
 // cache answers for the repositories that have an upstream: from what is
 // stored, or else by fetching it. What it stores is ordinary content, seen
@@ -50,11 +50,12 @@ type cache struct {
 	patience  cachePatience
 	upstreams *upstreams
 	awake     sync.Once
-	slots     chan struct{} // holds a token for each download
+	slots     chan struct{} // holds a token for each download that has its turn
 
 	mu        sync.Mutex // guards what is below
 	questions map[questionKey]*question
-	downloads map[digest.Digest]*download
+	downloads map[downloadKey]*download
+	lanes     map[laneKey]*lane
 
 	hits, misses, saved atomic.Int64
 
@@ -69,7 +70,8 @@ func newCache(g *Registry) *cache {
 		patience:   defaultCachePatience,
 		slots:      make(chan struct{}, maxDownloads),
 		questions:  map[questionKey]*question{},
-		downloads:  map[digest.Digest]*download{},
+		downloads:  map[downloadKey]*download{},
+		lanes:      map[laneKey]*lane{},
 		collecting: make(chan struct{}, 1),
 	}
 	h.upstreams = newUpstreams(g.now, h.patience.header)

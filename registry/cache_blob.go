@@ -24,6 +24,7 @@ const fetchAttempts = 4
 // stored, or with what is being downloaded while it arrives.
 func (c *call) fetchBlob(d digest.Digest) {
 	h, ctx := c.cache, c.r.Context()
+	fetched := false // by this call
 	for range fetchAttempts {
 		size, found, err := c.blob(ctx, c.grant, d)
 		if err != nil {
@@ -31,8 +32,12 @@ func (c *call) fetchBlob(d digest.Digest) {
 			return
 		}
 		if found {
-			h.hit()
-			h.save(c, size)
+			if fetched {
+				h.miss()
+			} else {
+				h.hit()
+				h.save(c, size)
+			}
 			c.serveBlob(d, size)
 			return
 		}
@@ -48,6 +53,7 @@ func (c *call) fetchBlob(d digest.Digest) {
 		if f != nil && c.stream(f, !begun) {
 			return
 		}
+		fetched = fetched || begun
 	}
 	c.failed(fmt.Errorf("blob %s was collected again and again while it was being fetched", d))
 }
@@ -58,11 +64,17 @@ var errNoFetch = errors.New("not in the cache")
 
 func (c *call) refuseBlob(err error, d digest.Digest) {
 	what := "blob " + d.String()
-	if errors.Is(err, errNoFetch) {
+	switch {
+	case errors.Is(err, errNoFetch):
 		c.refuseFetch(codeBlobUnknown, what)
-		return
+	case errors.Is(err, errBusy):
+		c.w.Header().Set("Retry-After", seconds(c.cache.patience.turn))
+		c.fail(http.StatusServiceUnavailable, codeUnavailable, "too much is being fetched from "+c.grant.Upstream.Host+" already; try again", nil)
+	case errors.Is(err, errTooLarge):
+		c.fail(http.StatusForbidden, codeDenied, fmt.Sprintf("%s of %s is too large for the cache, which may have %d bytes", what, c.grant.Upstream.Repository, c.cfg.CacheBytes), nil)
+	default:
+		c.refuse(err, codeBlobUnknown, what)
 	}
-	c.refuse(err, codeBlobUnknown, what)
 }
 
 // headUpstream answers a HEAD for a blob that is not stored. Clients that mean
@@ -111,8 +123,8 @@ func (c *call) askBlob(ctx context.Context, d digest.Digest) (size int64, err er
 }
 
 // source returns the download from which a blob can be read that the repository
-// does not have; begun tells that this call began it. Nil: look again, the blob
-// may be there now.
+// does not have, and which the caller has to leave; begun tells that this call
+// began it. Nil: look again, the blob may be there now.
 func (c *call) source(ctx context.Context, d digest.Digest) (f *download, begun bool, err error) {
 	h := c.cache
 	f, joined := h.join(d, c.grant, false)
@@ -122,16 +134,16 @@ func (c *call) source(ctx context.Context, d digest.Digest) (f *download, begun 
 	if !c.grant.Upstream.Fetch {
 		return nil, false, errNoFetch
 	}
-	present := f != nil
-	if !present {
-		if _, present, err = h.present(ctx, d); err != nil {
+	known := f != nil
+	if !known {
+		if known, err = h.known(ctx, d, c.grant.Upstream.Host); err != nil {
 			return nil, false, err
 		}
 	}
-	if present {
-		// It was fetched or pushed by somebody else: that the caller knows its
-		// digest does not prove that he may have it, but his upstream's word
-		// does.
+	if known {
+		// It was fetched from this upstream by somebody else: that the caller
+		// knows its digest does not prove that he may have it, but the
+		// upstream's word does.
 		if _, err := c.askBlob(ctx, d); err != nil {
 			return nil, false, err
 		}
@@ -157,7 +169,12 @@ func (c *call) source(ctx context.Context, d digest.Digest) (f *download, begun 
 //
 // The last byte is held back until the whole is known to be right. Until then
 // the connection can be cut, so that nobody takes a damaged blob for whole.
+//
+// Of what comes from another host than the upstream nothing is sent before it
+// is stored: that host's answer may be anything but the blob, and must not be
+// read through Denia.
 func (c *call) stream(f *download, shared bool) bool {
+	defer c.cache.leave(f)
 	ctx := c.r.Context()
 	select {
 	case <-f.begun:
@@ -167,6 +184,9 @@ func (c *call) stream(f *download, shared bool) bool {
 	}
 	if _, _, _, err := f.state(); err != nil {
 		return c.brokeOff(f, err)
+	}
+	if f.redirected {
+		return c.await(f)
 	}
 	var part oci.Range
 	partial := false

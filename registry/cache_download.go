@@ -9,6 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,27 +26,49 @@ const (
 
 	// downloadReserve is after how many bytes the free space is looked at again.
 	downloadReserve = 16 << 20
+
+	// leastRate is how many bytes a second an upstream has to send on average,
+	// so that it does not hold a slot for ever with a byte now and then.
+	leastRate = 16 << 10
+
+	// unverifiedPart is the part of the budget beyond which bytes that may
+	// turn out to be wrong are not taken without their number being known, and
+	// nothing is given up for them.
+	unverifiedPart = 4
 )
 
-// download is a blob on its way from its upstream. Its bytes go to an upload on disk, from
-// which every client that waits reads at its own pace, so that none keeps the
-// download or another client waiting. It goes on to its end when all clients
-// have gone.
+// downloadKey tells downloads apart. What one registry sends is nothing that
+// another one has shown to have.
+type downloadKey struct {
+	host   string
+	digest digest.Digest
+}
+
+// download is a blob on its way from its upstream. Its bytes go to an upload on
+// disk, from which every client that waits reads at its own pace, so that none
+// keeps the download or another client waiting. When all clients have gone it
+// goes on for a while, because they may come back.
 type download struct {
 	digest digest.Digest
 	upload string
-	first  Grant         // the repository that began it
-	begun  chan struct{} // closed when size is known, or the download has failed
-	over   chan struct{} // closed when the blob is stored, or the download has failed
+	first  Grant              // the repository that began it
+	cancel context.CancelFunc // breaks it off
+	begun  chan struct{}      // closed when size is known, or the download has failed
+	over   chan struct{}      // closed when the blob is stored, or the download has failed
 
-	// size is what the upstream says it will be, negative if it does not. Read
-	// it when begun is closed.
-	size int64
+	// size is what the upstream says it will be, negative if it does not;
+	// redirected tells that the bytes come from another host than the
+	// upstream. Read them when begun is closed.
+	size       int64
+	redirected bool
 
 	// repos holds the leases of the links to be made besides that of first:
 	// by repositories that were shown to have the blob upstream as well.
-	// Guarded by cache.mu.
-	repos map[string]time.Time
+	// readers counts the clients that wait, alone runs while there is none.
+	// All are guarded by cache.mu.
+	repos   map[string]time.Time
+	readers int
+	alone   *time.Timer
 
 	mu       sync.Mutex
 	written  int64
@@ -68,26 +92,56 @@ func (f *download) change(how func()) {
 	f.news = make(chan struct{})
 }
 
-// join returns the download of a blob that is under way, if there is one. ok
-// tells that the repository takes part in it; proven, that it may.
+func (f *download) key() downloadKey { return downloadKey{f.first.Upstream.Host, f.digest} }
+
+// join returns the download of a blob from the grant's upstream host that is
+// under way, if there is one. ok tells that the repository takes part in it,
+// and that the caller is one of its readers, who has to leave it; proven, that
+// it may.
 func (h *cache) join(d digest.Digest, grant Grant, proven bool) (f *download, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	f = h.downloads[d]
-	switch {
-	case f == nil:
+	f = h.downloads[downloadKey{grant.Upstream.Host, d}]
+	if f == nil {
 		return nil, false
-	case f.first.Repo == grant.Repo:
-		return f, true
-	case proven:
+	}
+	if proven && f.first.Repo != grant.Repo {
 		f.repos[grant.Repo] = h.g.lease(grant)
 	}
-	_, ok = f.repos[grant.Repo]
-	return f, ok
+	if _, ok = f.repos[grant.Repo]; ok || f.first.Repo == grant.Repo {
+		f.readers++
+		f.alone.Stop()
+		return f, true
+	}
+	return f, false
 }
 
-// begin starts the download of a blob, unless one is under way by now: then it
-// returns nil.
+// leave ends what join or begin began. A download that nobody comes back to in
+// time is broken off.
+func (h *cache) leave(f *download) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if f.readers--; f.readers == 0 && h.downloads[f.key()] == f {
+		f.alone.Reset(h.patience.alone)
+	}
+}
+
+// abandon breaks off a download that nobody reads. Whoever comes from now on
+// begins another one.
+func (h *cache) abandon(f *download) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if f.readers > 0 {
+		return
+	}
+	if h.downloads[f.key()] == f {
+		delete(h.downloads, f.key())
+	}
+	f.cancel()
+}
+
+// begin starts the download of a blob, of which the caller is the first reader,
+// unless one is under way by now: then it returns nil.
 func (h *cache) begin(d digest.Digest, grant Grant, u *upstream) (*download, error) {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
@@ -100,23 +154,31 @@ func (h *cache) begin(d digest.Digest, grant Grant, u *upstream) (*download, err
 		size:   -1,
 		repos:  map[string]time.Time{},
 		news:   make(chan struct{}),
+
+		readers: 1,
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.downloads[d] != nil {
+	if h.downloads[f.key()] != nil {
 		return nil, nil
 	}
-	if err := h.spawn(func(ctx context.Context) { h.run(ctx, f, u) }); err != nil {
+	ctx, cancel := context.WithCancel(h.g.ctx)
+	if err := h.spawn(func(context.Context) { h.run(ctx, f, u) }); err != nil {
+		cancel()
 		return nil, err
 	}
-	h.downloads[d] = f
+	f.cancel = cancel
+	f.alone = time.AfterFunc(h.patience.alone, func() { h.abandon(f) })
+	f.alone.Stop()
+	h.downloads[f.key()] = f
 	return f, nil
 }
 
 // run downloads and stores, unless an earlier download has just ended: whoever
-// waits for this one then finds what that has stored.
+// waits for this one then finds what that has stored. ctx ends when the download
+// is broken off.
 func (h *cache) run(ctx context.Context, f *download, u *upstream) {
-	_, there, err := h.present(ctx, f.digest)
+	there, err := h.known(ctx, f.digest, f.first.Upstream.Host)
 	if err == nil && !there {
 		if err = h.receive(ctx, f, u); err == nil {
 			err = h.store(ctx, f)
@@ -129,9 +191,11 @@ func (h *cache) run(ctx context.Context, f *download, u *upstream) {
 		}
 	}
 	h.mu.Lock()
-	if h.downloads[f.digest] == f {
-		delete(h.downloads, f.digest)
+	if h.downloads[f.key()] == f {
+		delete(h.downloads, f.key())
 	}
+	f.alone.Stop() // not before begin has set it
+	f.cancel()
 	h.mu.Unlock()
 	if err != nil {
 		f.change(func() { f.err = err })
@@ -151,12 +215,11 @@ func (f *download) open() {
 
 // receive brings the bytes to disk, whole and verified.
 func (h *cache) receive(ctx context.Context, f *download, u *upstream) (err error) {
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	case <-ctx.Done():
-		return ctx.Err()
+	done, err := h.turn(ctx, f.first)
+	if err != nil {
+		return err
 	}
+	defer done()
 	// Ended by stall, so that an upstream that falls silent does not hold the
 	// clients for ever.
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -166,7 +229,10 @@ func (h *cache) receive(ctx context.Context, f *download, u *upstream) (err erro
 		return err
 	}
 	defer resp.Body.Close()
-	if err := h.room(ctx, max(resp.ContentLength, 0)); err != nil {
+	if resp.ContentLength > h.g.cfg.CacheBytes {
+		return errTooLarge
+	}
+	if err := h.room(ctx, max(resp.ContentLength, 0), resp.ContentLength); err != nil {
 		return err
 	}
 	to, err := h.g.cfg.Storage.Create(ctx, f.upload)
@@ -178,7 +244,7 @@ func (h *cache) receive(ctx context.Context, f *download, u *upstream) (err erro
 			err = fmt.Errorf("writing blob %s: %w", f.digest, closing)
 		}
 	}()
-	f.size = resp.ContentLength
+	f.size, f.redirected = resp.ContentLength, u.route.away(resp.Request)
 	f.open()
 	if err := h.copy(ctx, cancel, f, u, to, resp.Body); err != nil {
 		return err
@@ -188,8 +254,12 @@ func (h *cache) receive(ctx context.Context, f *download, u *upstream) (err erro
 	return nil
 }
 
-// errStalled is why a download was broken off.
-var errStalled = errors.New("the upstream sent nothing for too long")
+// Why a download was broken off.
+var (
+	errStalled  = errors.New("the upstream sent nothing for too long")
+	errSlow     = fmt.Errorf("the upstream sent less than %d bytes a second", leastRate)
+	errTooLarge = errors.New("the blob is larger than the cache may be, or may be for all it says")
+)
 
 // copy writes what arrives to the upload, and hashes it on the way.
 func (h *cache) copy(ctx context.Context, cancel context.CancelCauseFunc, f *download, u *upstream, to io.Writer, body io.Reader) error {
@@ -199,12 +269,21 @@ func (h *cache) copy(ctx context.Context, cancel context.CancelCauseFunc, f *dow
 	buffer := *buf
 	stall := time.AfterFunc(h.patience.stall, func() { cancel(errStalled) })
 	defer stall.Stop()
+	limit := h.g.cfg.CacheBytes
+	if f.size < 0 {
+		limit /= unverifiedPart
+	}
+	least := int64(h.patience.pace.Seconds() * leastRate)
+	since, upTo := time.Now(), int64(0) // of the average that is being measured
 	var written, looked int64
 	for {
 		stall.Reset(h.patience.stall)
 		n, err := body.Read(buffer)
 		stall.Stop()
 		if n > 0 {
+			if written+int64(n) > limit {
+				return errTooLarge
+			}
 			if _, err := to.Write(buffer[:n]); err != nil {
 				return fmt.Errorf("writing blob %s: %w", f.digest, err)
 			}
@@ -214,10 +293,16 @@ func (h *cache) copy(ctx context.Context, cancel context.CancelCauseFunc, f *dow
 			h.g.metrics.cacheFetched.Add(float64(n))
 			if written-looked >= downloadReserve {
 				looked = written
-				if err := h.room(ctx, 0); err != nil {
+				if err := h.room(ctx, 0, written); err != nil {
 					return err
 				}
 			}
+		}
+		if err == nil && time.Since(since) >= h.patience.pace {
+			if written-upTo < least {
+				err = errSlow
+			}
+			since, upTo = time.Now(), written
 		}
 		switch {
 		case errors.Is(err, io.EOF):
@@ -227,6 +312,10 @@ func (h *cache) copy(ctx context.Context, cancel context.CancelCauseFunc, f *dow
 			return nil
 		case errors.Is(context.Cause(ctx), errStalled):
 			failed := u.broke("blobs", fmt.Errorf("reading blob %s: %w", f.digest, errStalled))
+			failed.timeout = true
+			return failed
+		case errors.Is(err, errSlow):
+			failed := u.broke("blobs", fmt.Errorf("reading blob %s: %w", f.digest, err))
 			failed.timeout = true
 			return failed
 		case ctx.Err() != nil:
@@ -256,7 +345,9 @@ func (h *cache) store(ctx context.Context, f *download) error {
 		}
 		if repo == "" {
 			// Whoever comes from now on finds the content instead.
-			delete(h.downloads, f.digest)
+			if h.downloads[f.key()] == f {
+				delete(h.downloads, f.key())
+			}
 			h.mu.Unlock()
 			return nil
 		}
@@ -308,9 +399,49 @@ func (h *cache) present(ctx context.Context, d digest.Digest) (size int64, ok bo
 	return size, size == blob.Size, nil
 }
 
+// witnesses bounds how many repositories of the cache are looked at for one that
+// has a blob of the same upstream. Beyond that it is downloaded.
+const witnesses = 1000
+
+// known tells whether content is stored that the upstream at host has sent
+// earlier, for whomever. Only of that does its word prove anything: of what was
+// pushed, or came from another registry, an upstream could say that it has it
+// without having it.
+func (h *cache) known(ctx context.Context, d digest.Digest, host string) (bool, error) {
+	if _, ok, err := h.present(ctx, d); err != nil || !ok {
+		return false, err
+	}
+	repos, err := h.g.cfg.Metadata.Linkers(ctx, d, CachePrefix, witnesses)
+	if err != nil {
+		return false, fmt.Errorf("looking for who has blob %s: %w", d, err)
+	}
+	return slices.ContainsFunc(repos, func(repo string) bool {
+		_, at := splitCacheKey(repo)
+		return at == host
+	}), nil
+}
+
+// splitCacheKey tells whose a repository of the cache is, and which host its
+// content comes from, as Upstream.Host has it. A key that is not like
+// "cache:<whose>/<host>/<repository>", with "_" before the port of the host, is
+// its own, and from nowhere.
+func splitCacheKey(key string) (whose, host string) {
+	rest, _ := strings.CutPrefix(key, CachePrefix)
+	whose, rest, _ = strings.Cut(rest, "/")
+	host, _, ok := strings.Cut(rest, "/")
+	if !ok || !strings.HasPrefix(key, CachePrefix) {
+		return key, ""
+	}
+	if i := strings.LastIndexByte(host, '_'); i >= 0 {
+		host = host[:i] + ":" + host[i+1:]
+	}
+	return whose, host
+}
+
 // room fails when there is not enough space for n more bytes, and has the cache
-// give some up then.
-func (h *cache) room(ctx context.Context, n int64) error {
+// give some up then, unless it is for more unverified bytes than an upstream may
+// have others' content given up for.
+func (h *cache) room(ctx context.Context, n, unverified int64) error {
 	free, err := h.g.cfg.Storage.Free(ctx)
 	if err != nil {
 		return fmt.Errorf("asking for the free space: %w", err)
@@ -319,10 +450,8 @@ func (h *cache) room(ctx context.Context, n int64) error {
 	if lacking <= 0 {
 		return nil
 	}
-	// An upstream that announces more than the cache may ever hold does not
-	// get it emptied.
-	if n <= h.g.cfg.CacheBytes {
-		h.shrink(lacking)
+	if part := h.g.cfg.CacheBytes / unverifiedPart; unverified <= part {
+		h.shrink(min(lacking, part))
 	}
 	return errDiskFull
 }

@@ -27,13 +27,21 @@ const (
 
 	// evictPage is how many manifests are looked at in one run.
 	evictPage = 10_000
+
+	// edgeCost is about what the database needs for a child of a manifest: the
+	// edge, its indexes, and the part of the manifest that names it.
+	edgeCost = 512
 )
+
+// manifestCost is what manifests of so many bytes and children take of the
+// budget.
+func manifestCost(size int64, children int) int64 { return size + edgeCost*int64(children) }
 
 // CacheStatus tells how the pull-through cache does. Hits, Misses and
 // BytesSaved count since the registry was opened.
 type CacheStatus struct {
 	Entries    int   // manifests
-	TotalBytes int64 // of blobs, each once
+	TotalBytes int64 // of blobs, each once, and about what manifests take
 	Hits       int64 // answered from what was stored or already being fetched
 	Misses     int64 // fetched
 	BytesSaved int64 // that hits did not fetch
@@ -50,8 +58,8 @@ type CacheCollection struct {
 	StartedAt  time.Time
 	FinishedAt time.Time
 	Manifests  int   // given up
-	Bytes      int64 // of blobs no longer linked; the collector frees them next
-	Left       int64 // bytes of blobs still linked
+	Bytes      int64 // of what was given up; the collector frees its blobs next
+	Left       int64 // bytes that the cache has still
 	Err        error
 }
 
@@ -64,7 +72,7 @@ func (g *Registry) CacheStatus(ctx context.Context) (CacheStatus, error) {
 	}
 	status := CacheStatus{
 		Entries:        totals.Manifests,
-		TotalBytes:     totals.PhysicalBytes,
+		TotalBytes:     cost(totals),
 		Hits:           h.hits.Load(),
 		Misses:         h.misses.Load(),
 		BytesSaved:     h.saved.Load(),
@@ -112,11 +120,11 @@ func (h *cache) grown(n int64) {
 // lacks them.
 func (h *cache) shrink(n int64) {
 	h.background(func(ctx context.Context) int64 {
-		totals, err := h.g.cfg.Metadata.PrefixTotals(ctx, CachePrefix)
+		total, err := h.total(ctx)
 		if err != nil {
 			return h.g.cfg.CacheBytes // the collection meets the error again, and reports it
 		}
-		return max(0, totals.PhysicalBytes-n)
+		return max(0, total-n)
 	})
 }
 
@@ -212,13 +220,16 @@ func (h *cache) evict(ctx context.Context, budget int64, run *CacheCollection) e
 	return nil
 }
 
-// total is how many bytes of blobs the cache has, each once.
+// cost is what counts of the cache against its budget.
+func cost(t oci.Totals) int64 { return t.PhysicalBytes + manifestCost(t.ManifestBytes, t.Edges) }
+
+// total is how many bytes the cache has.
 func (h *cache) total(ctx context.Context) (int64, error) {
 	totals, err := h.g.cfg.Metadata.PrefixTotals(ctx, CachePrefix)
 	if err != nil {
 		return 0, fmt.Errorf("counting the cache: %w", err)
 	}
-	return totals.PhysicalBytes, nil
+	return cost(totals), nil
 }
 
 // dispensable returns those of the manifests that nothing outside of the
@@ -238,11 +249,11 @@ func (h *cache) dispensable(ctx context.Context, refs []oci.Ref) ([]oci.Ref, err
 			continue
 		}
 		kept[key{ref.Repo, ref.Digest}] = true
-		m, err := h.children(ctx, ref)
+		_, children, err := h.children(ctx, ref)
 		if err != nil {
 			return nil, err
 		}
-		for _, child := range m {
+		for _, child := range children {
 			kept[key{ref.Repo, child.Digest}] = true
 		}
 	}
@@ -255,28 +266,30 @@ func (h *cache) dispensable(ctx context.Context, refs []oci.Ref) ([]oci.Ref, err
 	return rest, nil
 }
 
-// children lists what a stored manifest refers to; nothing if it is gone.
-func (h *cache) children(ctx context.Context, ref oci.Ref) ([]oci.Child, error) {
+// children lists what a stored manifest refers to, and tells how large it is;
+// nothing if it is gone.
+func (h *cache) children(ctx context.Context, ref oci.Ref) (size int64, list []oci.Child, err error) {
 	m, found, err := h.g.cfg.Metadata.Manifest(ctx, ref.Repo, ref.Digest)
 	if err != nil {
-		return nil, fmt.Errorf("reading manifest %s: %w", ref.Digest, err)
+		return 0, nil, fmt.Errorf("reading manifest %s: %w", ref.Digest, err)
 	}
 	if !found {
-		return nil, nil
+		return 0, nil, nil
 	}
 	parsed, err := oci.ParseManifest(m.Content, m.MediaType)
 	if err != nil {
-		return nil, fmt.Errorf("reading manifest %s: %w", ref.Digest, err)
+		return 0, nil, fmt.Errorf("reading manifest %s: %w", ref.Digest, err)
 	}
-	return parsed.Children, nil
+	return m.Size, parsed.Children, nil
 }
 
 // giveUp deletes a manifest, and unlinks the blobs that no other manifest of its
 // repository needs, without waiting for their leases: whoever wants one after
-// all gets it from the upstream again. It returns how many bytes were unlinked.
+// all gets it from the upstream again. It returns how many bytes of the
+// budget that frees.
 func (h *cache) giveUp(ctx context.Context, ref oci.Ref) (freed int64, err error) {
 	metadata := h.g.cfg.Metadata
-	children, err := h.children(ctx, ref)
+	size, children, err := h.children(ctx, ref)
 	if err != nil {
 		return 0, err
 	}
@@ -284,6 +297,7 @@ func (h *cache) giveUp(ctx context.Context, ref oci.Ref) (freed int64, err error
 	if _, err := metadata.DeleteManifest(ctx, ref.Repo, ref.Digest); err != nil {
 		return 0, fmt.Errorf("deleting manifest %s: %w", ref.Digest, err)
 	}
+	freed = manifestCost(size, len(children))
 	for _, child := range children {
 		link, found, err := metadata.Blob(ctx, ref.Repo, child.Digest)
 		if err != nil {

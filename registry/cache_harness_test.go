@@ -79,7 +79,9 @@ func newCacheWorld(t *testing.T, change ...func(*registry.Config)) *cacheWorld {
 			defer w.mu.Unlock()
 			return w.grants[name], nil
 		},
-		OnPush: func(context.Context, registry.Push) error { return nil },
+		OnPush:   func(context.Context, registry.Push) error { return nil },
+		OnDelete: func(context.Context, registry.Deletion) error { return nil },
+		Reserved: func(string) bool { return false },
 		Keep: func(_ context.Context, _ string, d digest.Digest) (bool, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -114,10 +116,15 @@ func newCacheWorld(t *testing.T, change ...func(*registry.Config)) *cacheWorld {
 	return w
 }
 
+// key is the key of a repository called "<project>/up/<repository>".
+func (w *cacheWorld) key(name string) string {
+	return "cache:" + strings.Replace(name, "/up/", "/"+strings.Replace(w.up.host, ":", "_", 1)+"/", 1)
+}
+
 // grant lets everybody pull from the upstream's "img" under a name.
 func (w *cacheWorld) grant(name string, change func(*registry.Grant)) {
 	g := registry.Grant{
-		Repo: "cache:" + name, Pull: true,
+		Repo: w.key(name), Pull: true,
 		Upstream: &registry.Upstream{Host: w.up.host, Repository: "img", Fetch: true},
 	}
 	change(&g)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -41,8 +42,11 @@ func (c *call) fetchManifest(reference string) (oci.Manifest, bool) {
 		c.failed(err)
 		return oci.Manifest{}, false
 	}
-	fresh := byDigest || c.now().Sub(stored.CheckedAt) < c.cfg.CacheTTL
-	if found && (fresh || !up.Fetch) {
+	ttl := c.cfg.CacheTTL
+	if c.subject == Internal {
+		ttl = 0 // a deployment is to have what the tag means now
+	}
+	if found && (byDigest || h.fresh(stored, ttl) || !up.Fetch) {
 		h.hit()
 		h.save(c, stored.Size)
 		return stored, true
@@ -57,7 +61,7 @@ func (c *call) fetchManifest(reference string) (oci.Manifest, bool) {
 	}
 
 	answer, err := h.once(ctx, questionKey{"manifest", c.grant.Repo, reference}, func(ctx context.Context) (any, error) {
-		return h.currentManifest(ctx, up, c.grant, reference, byDigest)
+		return h.currentManifest(ctx, up, c.grant, reference, byDigest, ttl)
 	})
 	if err != nil {
 		c.refuse(err, codeManifestUnknown, what)
@@ -90,13 +94,13 @@ type currentManifest struct {
 	stale   error // why it could not be compared with the upstream
 }
 
-func (h *cache) currentManifest(ctx context.Context, up Upstream, grant Grant, reference string, byDigest bool) (currentManifest, error) {
+func (h *cache) currentManifest(ctx context.Context, up Upstream, grant Grant, reference string, byDigest bool, ttl time.Duration) (currentManifest, error) {
 	// Somebody may have been faster between the look at the store and this.
 	stored, found, err := h.g.findManifest(ctx, grant.Repo, reference)
 	if err != nil {
 		return currentManifest{}, err
 	}
-	if found && (byDigest || h.g.now().Sub(stored.CheckedAt) < h.g.cfg.CacheTTL) {
+	if found && (byDigest || h.fresh(stored, ttl)) {
 		return currentManifest{Manifest: stored}, nil
 	}
 	u, err := h.upstreams.of(up)
@@ -123,6 +127,13 @@ func (h *cache) currentManifest(ctx context.Context, up Upstream, grant Grant, r
 		return currentManifest{Manifest: stored, stale: failed}, nil
 	}
 	return current, err
+}
+
+// fresh tells whether a tag was compared with its upstream less than ttl ago.
+// One that was compared in the future was so by a clock that was wrong.
+func (h *cache) fresh(stored oci.Manifest, ttl time.Duration) bool {
+	age := h.g.now().Sub(stored.CheckedAt)
+	return age >= 0 && age < ttl
 }
 
 // compare asks what a tag means at its upstream. When that is what is stored
@@ -206,6 +217,10 @@ func (h *cache) getManifest(ctx context.Context, u *upstream, grant Grant, refer
 	m.Digest = d
 	u.answered("manifests")
 	h.g.metrics.cacheFetched.Add(float64(len(content)))
+	cost := manifestCost(m.Size, len(m.Children))
+	if err := h.room(ctx, cost, cost); err != nil {
+		return oci.Manifest{}, err
+	}
 	return m, h.storeManifest(ctx, grant, &m, tag)
 }
 
@@ -228,7 +243,7 @@ func (h *cache) storeManifest(ctx context.Context, grant Grant, m *oci.Manifest,
 	if tag != "" {
 		h.g.collector.kick() // what the tag meant before may be garbage
 	}
-	h.grown(m.Size)
+	h.grown(manifestCost(m.Size, len(m.Children)))
 	return nil
 }
 

@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net/http"
@@ -74,6 +75,43 @@ func TestCacheComparesTags(t *testing.T) {
 		t.Errorf("a tag that is gone: %d", a.status)
 	}
 	w.get("p/up/img/manifests/" + first.String())
+}
+
+// What is deployed is what the tag means now, however lately it was compared.
+func TestCacheComparesTagsForEachDeployment(t *testing.T) {
+	w := newCacheWorld(t)
+	const path = "p/up/img/manifests/v1"
+	_, config := w.up.blob(100)
+	w.up.manifest("v1", config)
+	w.get(path)
+	_, config = w.up.blob(101)
+	moved, _ := w.up.manifest("v1", config)
+	user, password := w.g.Credentials("p/up/img", "pull", time.Minute)
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+	if a := w.get(path, "Authorization", basic); a.header.Get("Docker-Content-Digest") != moved.String() {
+		t.Error("Denia's own engine got what the tag meant before")
+	}
+}
+
+// A tag that was compared by a clock that was ahead is compared again.
+func TestCacheDoesNotTrustAClockThatWasAhead(t *testing.T) {
+	w := newCacheWorld(t)
+	const path = "p/up/img/manifests/v1"
+	w.pass(24 * time.Hour)
+	_, config := w.up.blob(100)
+	w.up.manifest("v1", config)
+	w.get(path)
+	w.pass(-24 * time.Hour)
+	_, config = w.up.blob(101)
+	moved, _ := w.up.manifest("v1", config)
+	for range 2 {
+		if a := w.get(path); a.header.Get("Docker-Content-Digest") != moved.String() {
+			t.Error("the tag did not move")
+		}
+	}
+	if heads := w.up.asked(http.MethodHead, "manifests"); heads != 1 {
+		t.Errorf("the upstream was asked by %d HEADs, want 1: the clock is right now", heads)
+	}
 }
 
 func TestCacheServesStaleTagsWhenTheUpstreamFails(t *testing.T) {
@@ -328,7 +366,7 @@ func TestCacheLetsOnlySomeFetch(t *testing.T) {
 	_, config := w.up.blob(100)
 	d, content := w.up.manifest("v1", config)
 	w.grant("reader/up/img", func(g *registry.Grant) {
-		g.Repo = "cache:p/up/img"
+		g.Repo = w.key("p/up/img")
 		g.Upstream.Fetch = false
 	})
 	for _, path := range []string{"manifests/v1", "manifests/" + d.String(), "blobs/" + digest.FromBytes(config).String()} {

@@ -102,7 +102,9 @@ func (y *yard) open(ctx context.Context, o registry.Options) error {
 		Authorize: func(_ context.Context, _, name string) (registry.Grant, error) {
 			return registry.Grant{Repo: name, Pull: true, Push: true, Delete: true}, nil
 		},
-		OnPush: func(context.Context, registry.Push) error { return nil },
+		OnPush:   func(context.Context, registry.Push) error { return nil },
+		OnDelete: func(context.Context, registry.Deletion) error { return nil },
+		Reserved: func(string) bool { return false },
 		Keep: func(_ context.Context, _ string, d digest.Digest) (bool, error) {
 			y.mu.Lock()
 			defer y.mu.Unlock()

@@ -72,10 +72,24 @@ func (s *Disk) make(dir string) error {
 			return err
 		}
 	}
-	for _, d := range []string{s.blobs, dir, filepath.Dir(dir)} {
+	// Most blobs go below SHA-256. With these directories there, none of them
+	// pays for making its own durable.
+	sha256 := filepath.Join(s.blobs, digest.SHA256.String())
+	prefixes := make([]string, 0, 256)
+	for i := range 256 {
+		prefix := filepath.Join(sha256, fmt.Sprintf("%02x", i))
+		if err := os.Mkdir(prefix, ownerDir); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		prefixes = append(prefixes, prefix)
+	}
+	for _, d := range []string{sha256, s.blobs, dir, filepath.Dir(dir)} {
 		if err := syncDir(d); err != nil {
 			return err
 		}
+	}
+	for _, prefix := range prefixes {
+		s.durable.Store(prefix, nil)
 	}
 	return nil
 }
@@ -100,7 +114,10 @@ func (s *Disk) checkBoot(file string) error {
 	if err := os.Mkdir(s.uploads, ownerDir); err != nil {
 		return err
 	}
-	return os.WriteFile(file, current, ownerFile)
+	// Without it the uploads of this boot are dropped at the next start: no
+	// reason not to start now.
+	_ = os.WriteFile(file, current, ownerFile)
+	return nil
 }
 
 // Create makes an empty upload.

@@ -15,6 +15,7 @@ type call struct {
 	w       http.ResponseWriter
 	r       *http.Request
 	subject string // who asks; empty: the public
+	who     identity
 	name    string // repository as the client wrote it
 	grant   Grant
 }

@@ -1,15 +1,18 @@
 package registry_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/denia-paas/denia/registry"
 	"github.com/denia-paas/denia/registry/oci"
 )
 
@@ -139,18 +142,37 @@ func TestReferrers(t *testing.T) {
 	check(path, "", want[0], want[2])
 }
 
+// visits counts the referrers that are read.
+type visits struct {
+	oci.Metadata
+	n atomic.Int64
+}
+
+func (m *visits) Referrers(ctx context.Context, repo string, subject digest.Digest, artifactType string, after digest.Digest, n int, visit func(oci.Manifest) bool) error {
+	return m.Metadata.Referrers(ctx, repo, subject, artifactType, after, n, func(found oci.Manifest) bool {
+		m.n.Add(1)
+		return visit(found)
+	})
+}
+
 func TestReferrers_ComeInPages(t *testing.T) {
 	t.Parallel()
-	s := newService(t)
+	visits := &visits{}
+	s := newService(t, func(c *registry.Config) { visits.Metadata, c.Metadata = c.Metadata, visits })
 	subject := digest.FromString("subject")
 	want := map[digest.Digest]bool{}
 	for i := range 105 {
-		size := 33_000
-		if i == 7 {
-			size = 3_300_000 // larger than a page, but it has to be told
-		}
-		want[s.push(fmt.Sprint(i), s.image(`,"artifactType":"a/b","subject":{"digest":"`+string(subject)+`"},"annotations":{"x":"`, fmt.Sprint(i), strings.Repeat("x", size), `"}`))] = true
+		want[s.push(fmt.Sprint(i), s.image(`,"artifactType":"a/b","subject":{"digest":"`+string(subject)+`"},"annotations":{"x":"`, fmt.Sprint(i), strings.Repeat("x", 60_000), `"}`))] = true
 	}
+	// Larger than a page, as the cache may have it, but it has to be told.
+	large := oci.Manifest{
+		Digest: digest.FromString("large"), MediaType: oci.TypeImage, ArtifactType: "a/b", Subject: subject,
+		Annotations: map[string]string{"x": strings.Repeat("x", 3_300_000)},
+	}
+	if _, err := s.Metadata.PutManifest(t.Context(), "key:team/app", large, nil, s.clock.Now()); err != nil {
+		t.Fatal(err)
+	}
+	want[large.Digest] = true
 	pages := 0
 	for path := "/v2/team/app/referrers/" + string(subject) + "?artifactType=a/b"; path != ""; pages++ {
 		list, a := s.referrers(path)
@@ -169,4 +191,21 @@ func TestReferrers_ComeInPages(t *testing.T) {
 	if len(want) > 0 || pages < 3 || pages > 6 {
 		t.Errorf("%d are missing after %d pages", len(want), pages)
 	}
+	// The first that has no place on a page is read to find that out.
+	if n := int(visits.n.Load()); n > 106+pages-1 {
+		t.Errorf("%d rows were read for 106 referrers on %d pages", n, pages)
+	}
+}
+
+func TestReferrers_HaveFewAnnotations(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	of := `,"subject":{"digest":"` + string(digest.FromString("subject")) + `"}`
+	annotations := func(n int) string { return `,"annotations":{"key":"` + strings.Repeat("x", n-len("key")) + `"}` }
+	s.push("most", s.image(of, annotations(64<<10)))
+	e := s.put("more", s.image(of, annotations(64<<10+1))).want(t, http.StatusBadRequest, "MANIFEST_INVALID").errors(t)[0]
+	if !strings.Contains(e.Message, "65536") {
+		t.Errorf("the message does not name the limit: %s", e.Message)
+	}
+	s.push("of-nothing", s.image(annotations(1<<20)))
 }

@@ -7,14 +7,19 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/denia-paas/denia/registry/oci"
 )
+
+// manifestPatience is how long a client may take to send a manifest.
+const manifestPatience = time.Minute
 
 // maxTags is how many tags one push may set by query parameters.
 const maxTags = 64
@@ -132,6 +137,10 @@ func (c *call) unknownManifest(reference string) {
 // putManifest stores a manifest under a tag, or under its digest and the tags
 // the query names.
 func (c *call) putManifest(reference string) {
+	control := http.NewResponseController(c.w)
+	// Connections without deadlines, as in tests, go without. When the push
+	// fails, the deadline stays for what is left of the body.
+	_ = control.SetReadDeadline(time.Now().Add(manifestPatience))
 	d, tags, ok := c.target(reference)
 	if !ok {
 		return
@@ -139,6 +148,16 @@ func (c *call) putManifest(reference string) {
 	m, ok := c.readManifest(d)
 	if !ok {
 		return
+	}
+	_ = control.SetReadDeadline(time.Time{})
+	if !c.authorizeAgain("push", false) {
+		return
+	}
+	for _, tag := range tags {
+		if c.subject != Internal && c.cfg.Reserved(tag) {
+			c.fail(http.StatusForbidden, codeDenied, "the tag "+tag+" is not for clients to set; use another", map[string]string{"tag": tag})
+			return
+		}
 	}
 
 	ctx := c.r.Context()
@@ -232,9 +251,25 @@ func (c *call) readManifest(d digest.Digest) (oci.Manifest, bool) {
 	if c.r.ContentLength > limit {
 		return tooLarge()
 	}
+	announced := c.r.ContentLength
+	if announced < 0 {
+		announced = limit
+	}
+	if err := c.checkSpace(c.r.Context(), announced); err != nil {
+		c.failed(err)
+		return oci.Manifest{}, false
+	}
+	stop := c.atClose((*http.ResponseController).SetReadDeadline)
 	content, err := io.ReadAll(io.LimitReader(c.r.Body, limit+1))
+	stop()
 	var tooMuch *http.MaxBytesError
 	switch {
+	case err != nil && c.ctx.Err() != nil:
+		c.failed(err)
+		return oci.Manifest{}, false
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.fail(http.StatusRequestTimeout, codeSizeInvalid, fmt.Sprintf("the manifest did not arrive within %s", manifestPatience), nil)
+		return oci.Manifest{}, false
 	case errors.As(err, &tooMuch):
 		limit = tooMuch.Limit
 		return tooLarge()
@@ -260,6 +295,15 @@ func (c *call) readManifest(d digest.Digest) (oci.Manifest, bool) {
 		c.fail(http.StatusBadRequest, codeManifestInvalid, err.Error(), nil)
 		return oci.Manifest{}, false
 	}
+	annotations := 0
+	for key, value := range m.Annotations { // set if there is a subject
+		annotations += len(key) + len(value)
+	}
+	if annotations > maxReferrerAnnotations {
+		c.fail(http.StatusBadRequest, codeManifestInvalid,
+			fmt.Sprintf("a manifest with a subject has at most %d bytes of annotations, and this one has %d", maxReferrerAnnotations, annotations), nil)
+		return oci.Manifest{}, false
+	}
 	m.Digest = computed
 	m.PushedAt = c.now()
 	return m, true
@@ -276,16 +320,9 @@ func (c *call) deleteManifest(reference string) {
 			c.fail(http.StatusBadRequest, codeDigestInvalid, invalid.Error(), nil)
 			return
 		}
-		needed, unknown := c.cfg.Keep(ctx, repo, d)
-		if unknown != nil {
-			c.failed(fmt.Errorf("asking whether manifest %s is needed: %w", d, unknown))
+		if found, err = c.withdraw(ctx, d); c.refuseWithdrawal(d, err) {
 			return
 		}
-		if needed {
-			c.fail(http.StatusForbidden, codeDenied, "this manifest is needed outside of the registry, as by a release that runs or can be rolled back to", map[string]digest.Digest{"digest": d})
-			return
-		}
-		found, err = c.cfg.Metadata.DeleteManifest(ctx, repo, d)
 	} else {
 		found, err = c.cfg.Metadata.DeleteTag(ctx, repo, reference)
 	}
@@ -296,11 +333,52 @@ func (c *call) deleteManifest(reference string) {
 	case !found:
 		c.unknownManifest(reference)
 	default:
-		c.collector.kick()
 		c.metrics.manifestDeletes.Inc()
-		c.w.Header().Set("Content-Length", "0")
-		c.w.WriteHeader(http.StatusAccepted)
+		c.deleted("manifests")
 	}
+}
+
+// errKept says that Config.Keep wants a manifest.
+var errKept = errors.New("this manifest is needed outside of the registry, as by a release that runs or can be rolled back to")
+
+// withdraw deletes a manifest that nobody needs. Who begins to need it while
+// Config.Keep is asked touches it (see Touch), and wins: it fails with
+// oci.ErrRenewed then. Who touched it before that and is not known to Keep yet
+// loses it, as if the deletion had come first.
+//
+// What an index lists is needed as long as the index: Keep need not know of
+// the platforms of what it keeps.
+func (c *call) withdraw(ctx context.Context, d digest.Digest) (bool, error) {
+	m, found, err := c.cfg.Metadata.Manifest(ctx, c.grant.Repo, d)
+	if err != nil || !found {
+		return false, err
+	}
+	needed, err := c.cfg.Keep(ctx, c.grant.Repo, d)
+	if err != nil {
+		return false, fmt.Errorf("asking who else needs it: %w", err)
+	}
+	if needed {
+		return false, errKept
+	}
+	return c.cfg.Metadata.WithdrawManifest(ctx, c.grant.Repo, d, m.Lease)
+}
+
+// refuseWithdrawal answers when withdraw failed because the manifest is
+// needed. False: it is not that.
+func (c *call) refuseWithdrawal(d digest.Digest, err error) bool {
+	detail := map[string]digest.Digest{"digest": d}
+	switch {
+	case errors.Is(err, errKept):
+		c.fail(http.StatusForbidden, codeDenied, errKept.Error(), detail)
+	case errors.Is(err, oci.ErrInUse):
+		c.fail(http.StatusForbidden, codeDenied, "an index of this repository lists the manifest; delete the index first", detail)
+	case errors.Is(err, oci.ErrRenewed):
+		c.w.Header().Set("Retry-After", "1")
+		c.fail(http.StatusConflict, codeDenied, "somebody has just begun to use this manifest; try again if it is to go nevertheless", detail)
+	default:
+		return false
+	}
+	return true
 }
 
 // failMissing tells what a manifest needs and the repository doesn't have, all

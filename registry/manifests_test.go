@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -132,6 +133,7 @@ func TestManifest_Refused(t *testing.T) {
 		{"a long tag", strings.Repeat("a", 129), bytes.NewReader(image), oci.TypeImage, 400, "MANIFEST_INVALID"},
 		{"half of it", "v1", bytes.NewReader(image[:50]), oci.TypeImage, 400, "MANIFEST_INVALID"},
 		{"another type", "v1", bytes.NewReader(image), oci.TypeDockerImage, 400, "MANIFEST_INVALID"},
+		{"a type browsers show", "v1", bytes.NewReader(image), "text/html", 400, "MANIFEST_INVALID"},
 		{"no type", "v1", strings.NewReader(`{}`), "", 400, "MANIFEST_INVALID"},
 		{"too large", "v1", strings.NewReader(strings.Repeat(" ", 4<<10+1)), oci.TypeImage, 413, "SIZE_INVALID"},
 		{"too large, of no stated length", "v1", io.MultiReader(strings.NewReader(strings.Repeat(" ", 4<<10+1))), oci.TypeImage, 413, "SIZE_INVALID"},
@@ -195,6 +197,113 @@ func TestManifest_Delete(t *testing.T) {
 	s.get(manifests+"v2").want(t, http.StatusNotFound, "MANIFEST_UNKNOWN")
 	s.do(http.MethodHead, manifests+string(d), nil).want(t, http.StatusNotFound, "")
 	s.do(http.MethodDelete, manifests+string(d), nil).want(t, http.StatusNotFound, "MANIFEST_UNKNOWN")
+	if len(s.deleted) != 2 {
+		t.Errorf("told of %v, want the two deletions that were done", s.deleted)
+	}
+	for _, told := range s.deleted {
+		if told.Kind != "manifests" || told.Name != "team/app" || told.Subject == "" || told.Repo == "" {
+			t.Errorf("told of %+v", told)
+		}
+	}
+}
+
+func TestManifest_OfAnIndexStays(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	child := s.push("amd64", s.image())
+	list := s.push("latest", []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"digest":%q}]}`, oci.TypeIndex, child)))
+	s.kept[list] = true // as a release of several platforms
+	s.do(http.MethodDelete, manifests+string(child), nil).want(t, http.StatusForbidden, "DENIED")
+	s.get(manifests+string(child)).want(t, http.StatusOK, "")
+	s.do(http.MethodDelete, manifests+string(list), nil).want(t, http.StatusForbidden, "DENIED")
+	s.kept[list] = false
+	for _, d := range []digest.Digest{list, child} {
+		s.do(http.MethodDelete, manifests+string(d), nil).want(t, http.StatusAccepted, "")
+	}
+}
+
+func TestManifest_TouchedWhileItIsDeletedStays(t *testing.T) {
+	t.Parallel()
+	var s *service
+	var during func(d digest.Digest)
+	s = newService(t, func(c *registry.Config) {
+		keep := c.Keep
+		c.Keep = func(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+			kept, err := keep(ctx, repo, d)
+			during(d)
+			return kept, err
+		}
+	})
+	d := s.push("latest", s.image())
+	s.clock.pass(time.Second)
+	during = func(d digest.Digest) {
+		if found, err := s.Touch(t.Context(), "key:team/app", d); !found || err != nil {
+			t.Errorf("touched: %t, %v", found, err)
+		}
+	}
+	s.do(http.MethodDelete, manifests+string(d), nil).want(t, http.StatusConflict, "DENIED").header(t, "Retry-After", "1")
+	s.get(manifests+"latest").want(t, http.StatusOK, "")
+	during = func(digest.Digest) {}
+	s.do(http.MethodDelete, manifests+string(d), nil).want(t, http.StatusAccepted, "")
+}
+
+func TestManifest_NeedsSpace(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(c *registry.Config) {
+		c.Storage, c.ReserveBytes = &fullDisk{Storage: c.Storage, room: 10<<20 + 100}, 10<<20
+	})
+	image := s.image()
+	for _, body := range []io.Reader{bytes.NewReader(image), io.MultiReader(bytes.NewReader(image))} {
+		s.do(http.MethodPut, manifests+"latest", body).want(t, http.StatusServiceUnavailable, "UNAVAILABLE").header(t, "Retry-After", "60")
+	}
+	s.get(manifests+"latest").want(t, http.StatusNotFound, "MANIFEST_UNKNOWN")
+}
+
+// deadlines is a connection whose client sends nothing more.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	until time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	d.until = t
+	return nil
+}
+
+func (d *deadlines) Read([]byte) (int, error) {
+	if left := time.Until(d.until); left > time.Minute {
+		return 0, fmt.Errorf("this would have taken %s", left)
+	}
+	return 0, os.ErrDeadlineExceeded
+}
+
+func TestManifest_ComesWithinAMinute(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	image := s.image()
+	put := func(rest func(d *deadlines) io.Reader) *deadlines {
+		w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+		r := httptest.NewRequest(http.MethodPut, manifests+"latest", io.MultiReader(bytes.NewReader(image[:50]), rest(w)))
+		r.SetBasicAuth("ann", "nna")
+		s.ServeHTTP(w, r)
+		return w
+	}
+	if slow := put(func(w *deadlines) io.Reader { return w }); slow.Code != http.StatusRequestTimeout || slow.until.IsZero() {
+		t.Errorf("%d %s", slow.Code, slow.Body)
+	}
+	if quick := put(func(*deadlines) io.Reader { return bytes.NewReader(image[50:]) }); quick.Code != http.StatusCreated || !quick.until.IsZero() {
+		t.Errorf("%d, and the connection ends at %s", quick.Code, quick.until)
+	}
+}
+
+func TestManifest_ReservedTagsAreNotForClients(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	content := s.image()
+	d := s.push("v1", content)
+	s.put("ours", content).want(t, http.StatusForbidden, "DENIED")
+	s.put(string(d)+"?tag=ours", content).want(t, http.StatusForbidden, "DENIED")
+	s.get(manifests+"ours").want(t, http.StatusNotFound, "MANIFEST_UNKNOWN")
 }
 
 func TestManifest_MovesATag(t *testing.T) {

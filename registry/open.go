@@ -72,7 +72,7 @@ func Open(ctx context.Context, cfg Config) (*Registry, error) {
 func (c *Config) complete() error {
 	switch {
 	case c.Storage == nil, c.Metadata == nil, c.Log == nil,
-		c.Authenticate == nil, c.Authorize == nil, c.OnPush == nil, c.Keep == nil:
+		c.Authenticate == nil, c.Authorize == nil, c.OnPush == nil, c.OnDelete == nil, c.Reserved == nil, c.Keep == nil:
 		return errors.New("registry: an incomplete Config")
 	case len(c.TokenKey) < tokenKeyBytes:
 		return fmt.Errorf("registry: TokenKey has %d bytes and needs %d", len(c.TokenKey), tokenKeyBytes)

@@ -40,8 +40,10 @@ func (g *Registry) recover(ctx context.Context) error {
 		return fmt.Errorf("looking at each blob's row: %w", err)
 	}
 	freed, err := g.cfg.Storage.EmptyTrash(ctx)
-	if err != nil {
-		return fmt.Errorf("emptying the trash: %w", err)
+	if err != nil && ctx.Err() == nil {
+		// Rubbish is no reason not to start; the collector tries again.
+		g.collector.trash = true
+		g.cfg.Log.WarnContext(ctx, "registry: emptying the trash failed, will try again", slog.Any("error", err))
 	}
 	level := slog.LevelInfo
 	if r.lost > 0 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -17,6 +18,10 @@ import (
 // maxReferrersBytes is how large a list of referrers is at most, unless a
 // single one is larger. Clients limit what they read as a manifest to 4 MiB.
 const maxReferrersBytes = 3 << 20
+
+// maxReferrerAnnotations is how many bytes of annotations a manifest with a
+// subject may have: lists of referrers repeat them.
+const maxReferrerAnnotations = 64 << 10
 
 // referrersBatch is how many are read at once.
 const referrersBatch = 100
@@ -80,20 +85,19 @@ func (c *call) listReferrers(reference string) {
 // is there is in the answer anyway.
 func (c *call) fillReferrers(ctx context.Context, page *referrersPage, subject digest.Digest, artifactType string, last digest.Digest) (more bool, err error) {
 	for {
-		stored, err := c.cfg.Metadata.Referrers(ctx, c.grant.Repo, subject, artifactType, last, referrersBatch)
-		if err != nil {
-			return false, err
-		}
-		for _, m := range stored {
-			added, err := page.add(oci.Descriptor{
+		var read int
+		var failure error
+		err := c.cfg.Metadata.Referrers(ctx, c.grant.Repo, subject, artifactType, last, referrersBatch, func(m oci.Manifest) bool {
+			read++
+			var added bool
+			added, failure = page.add(oci.Descriptor{
 				MediaType: m.MediaType, Digest: m.Digest, Size: m.Size, Annotations: m.Annotations, ArtifactType: m.ArtifactType,
 			})
-			if err != nil || !added {
-				return true, err
-			}
-		}
-		if len(stored) < referrersBatch {
-			return false, nil
+			more = !added
+			return added
+		})
+		if err = errors.Join(err, failure); err != nil || more || read < referrersBatch {
+			return more, err
 		}
 		last = page.last
 	}

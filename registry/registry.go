@@ -41,6 +41,14 @@ type Config struct {
 	// It must not wait for anything long.
 	OnPush func(ctx context.Context, p Push) error
 
+	// OnDelete is told of each tag, manifest or blob that a client removed,
+	// before the client is. When it fails, the client is told so, though what
+	// it wanted is done.
+	OnDelete func(ctx context.Context, d Deletion) error
+
+	// Reserved tells whether a tag is not for clients to set.
+	Reserved func(tag string) bool
+
 	// Keep tells whether a manifest is needed outside of the registry, though
 	// nothing in it refers to it.
 	Keep func(ctx context.Context, repo string, d digest.Digest) (bool, error)
@@ -100,6 +108,14 @@ type Upstream struct {
 
 	// Username and Password are sent to Host; empty: anonymous.
 	Username, Password string
+}
+
+// Deletion is something that a client removed from a repository.
+type Deletion struct {
+	Subject string // who did, as Authenticate named them
+	Repo    string // key
+	Name    string // as the client wrote it
+	Kind    string // "manifests" or "blobs", as in the path
 }
 
 // Push is a manifest that was stored under a tag.

@@ -37,6 +37,7 @@ type service struct {
 	barred  map[string]bool
 	kept    map[digest.Digest]bool
 	pushes  []registry.Push
+	deleted []registry.Deletion
 	failing error // of OnPush
 }
 
@@ -77,7 +78,7 @@ func newService(t testing.TB, change ...func(*registry.Config)) *service {
 	rand.Read(key)
 	cfg := registry.Config{
 		Storage: disk, Metadata: db.Registry(), Log: slog.New(slog.DiscardHandler), TokenKey: key,
-		Authenticate: s.authenticate, Authorize: s.authorize, OnPush: s.onPush, Keep: s.keep,
+		Authenticate: s.authenticate, Authorize: s.authorize, OnPush: s.onPush, OnDelete: s.onDelete, Reserved: func(tag string) bool { return tag == "ours" }, Keep: s.keep,
 		Options: registry.Options{Now: s.clock.Now},
 	}
 	for _, change := range change {
@@ -130,6 +131,13 @@ func (s *service) onPush(_ context.Context, p registry.Push) error {
 		return s.failing
 	}
 	s.pushes = append(s.pushes, p)
+	return nil
+}
+
+func (s *service) onDelete(_ context.Context, d registry.Deletion) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deleted = append(s.deleted, d)
 	return nil
 }
 

@@ -32,16 +32,27 @@ const (
 	sessionPatience = 500 * time.Millisecond
 
 	sessionIDBytes = 26 // of rand.Text
+
+	// How many uploads may be open, in memory or on disk: of one subject, and
+	// of all together. A client has a handful.
+	maxSessionsOfSubject = 200
+	maxSessions          = 4096
+
+	// retryUploads is what a client is told to wait when there are too many.
+	retryUploads = time.Minute
 )
 
 var (
 	errUploadUnknown = errors.New("there is no such upload: it was finished, cancelled, or idle for too long")
 	errUploadBusy    = errors.New("another request is writing to this upload")
+	errUploadsYours  = fmt.Errorf("%d uploads of yours are open; finish or cancel some, or wait until they are dropped", maxSessionsOfSubject)
+	errUploadsAll    = fmt.Errorf("%d uploads are open on this registry, which is all it keeps; try again later", maxSessions)
 )
 
 // sessions are the uploads under way. What is needed to go on after a restart
 // lies beside each upload in the storage; memory holds the sessions used last,
-// and those that have no byte yet, which therefore cost no file.
+// and those that have no byte yet, which therefore cost no file. When it is
+// full, one of these that is idle for long is forgotten.
 type sessions struct {
 	storage Storage
 	now     func() time.Time
@@ -49,13 +60,16 @@ type sessions struct {
 
 	mu    sync.Mutex
 	known map[string]*session
-	idle  list.List // of *session in known that nobody holds, longest idle first
+	open  map[string]string // id of each session, in memory or on disk, to its subject
+	by    map[string]int    // how many of these a subject has
+	idle  list.List         // of *session in known that nobody holds, longest idle first
 }
 
 // session is one upload. Whoever holds its turn may use it, alone.
 type session struct {
 	id   string
 	repo string
+	by   string        // subject that began it
 	turn chan struct{} // full while held
 
 	size      atomic.Int64     // bytes received; read by anybody
@@ -73,6 +87,7 @@ type session struct {
 // sessionState is the document beside an upload.
 type sessionState struct {
 	Repo      string           `json:"repo"`
+	Subject   string           `json:"subject"`
 	Algorithm digest.Algorithm `json:"algorithm"`
 	Size      int64            `json:"size"`
 	Hash      []byte           `json:"hash"` // marshalled, of the first Size bytes
@@ -80,19 +95,50 @@ type sessionState struct {
 }
 
 func newSessions(storage Storage, now func() time.Time, count prometheus.Gauge) *sessions {
-	return &sessions{storage: storage, now: now, count: count, known: map[string]*session{}}
+	return &sessions{
+		storage: storage, now: now, count: count,
+		known: map[string]*session{}, open: map[string]string{}, by: map[string]int{},
+	}
 }
 
-// create begins an upload to a repository and holds it.
-func (u *sessions) create(repo string, a digest.Algorithm) *session {
-	s := &session{id: rand.Text(), repo: repo, turn: make(chan struct{}, 1)}
+// create begins an upload to a repository and holds it. It fails with
+// errUploadsYours or errUploadsAll.
+func (u *sessions) create(repo, subject string, a digest.Algorithm) (*session, error) {
+	s := &session{id: rand.Text(), repo: repo, by: subject, turn: make(chan struct{}, 1)}
 	s.restart(a)
 	s.turn <- struct{}{}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	switch {
+	case u.by[subject] >= maxSessionsOfSubject:
+		return nil, errUploadsYours
+	case len(u.open) >= maxSessions:
+		return nil, errUploadsAll
+	}
 	u.known[s.id] = s
+	u.noteOpen(s.id, subject)
 	u.count.Inc()
-	return s
+	return s, nil
+}
+
+// noteOpen counts a session that is open, noteEnd no longer; each may be told
+// twice. u.mu must be held.
+func (u *sessions) noteOpen(id, subject string) {
+	if _, open := u.open[id]; !open {
+		u.open[id] = subject
+		u.by[subject]++
+	}
+}
+
+func (u *sessions) noteEnd(id string) {
+	subject, open := u.open[id]
+	if !open {
+		return
+	}
+	delete(u.open, id)
+	if u.by[subject]--; u.by[subject] == 0 {
+		delete(u.by, subject)
+	}
 }
 
 // restart makes an upload without a byte be hashed by another algorithm.
@@ -153,6 +199,7 @@ func (u *sessions) find(ctx context.Context, id string) (*session, error) {
 		return s, nil
 	}
 	u.known[id] = loaded
+	u.noteOpen(id, loaded.by)
 	u.count.Inc()
 	loaded.place = u.idle.PushBack(loaded)
 	return loaded, nil
@@ -216,7 +263,7 @@ func (u *sessions) load(ctx context.Context, id string) (*session, error) {
 		return nil, fmt.Errorf("reading the state of upload %s: %w", id, err)
 	}
 	s := &session{
-		id: id, repo: state.Repo, turn: make(chan struct{}, 1),
+		id: id, repo: state.Repo, by: state.Subject, turn: make(chan struct{}, 1),
 		stored: state.Size > 0, saved: true, active: state.Active,
 	}
 	s.restart(a)
@@ -238,7 +285,7 @@ func (u *sessions) save(ctx context.Context, s *session, active time.Time) error
 		return fmt.Errorf("saving the hash of upload %s: %w", s.id, err)
 	}
 	document, err := json.Marshal(sessionState{
-		Repo: s.repo, Algorithm: s.algorithm, Size: s.size.Load(), Hash: sum, Active: active,
+		Repo: s.repo, Subject: s.by, Algorithm: s.algorithm, Size: s.size.Load(), Hash: sum, Active: active,
 	})
 	if err != nil {
 		return fmt.Errorf("saving the state of upload %s: %w", s.id, err)
@@ -266,7 +313,12 @@ func (u *sessions) release(ctx context.Context, s *session) error {
 		default:
 			return nil // it is being taken
 		}
-		err := u.save(ctx, longest, longest.active)
+		var err error
+		if longest.stored {
+			err = u.save(ctx, longest, longest.active)
+		} else {
+			u.noteEnd(longest.id)
+		}
 		if err == nil {
 			u.remove(longest)
 		}
@@ -294,6 +346,7 @@ func (u *sessions) remove(s *session) {
 func (u *sessions) forget(s *session) {
 	u.mu.Lock()
 	u.remove(s)
+	u.noteEnd(s.id)
 	u.mu.Unlock()
 	<-s.turn
 }
@@ -323,10 +376,17 @@ func (u *sessions) expire(ctx context.Context, since time.Time) (int, error) {
 	for e := u.idle.Front(); e != nil; e = e.Next() {
 		ids = append(ids, e.Value.(*session).id)
 	}
+	stored := make(map[string]bool, len(uploads))
 	onDisk := uploads[:0]
 	for _, info := range uploads {
+		stored[info.ID] = true
 		if u.known[info.ID] == nil {
 			onDisk = append(onDisk, info)
+		}
+	}
+	for id := range u.open {
+		if u.known[id] == nil && !stored[id] {
+			u.noteEnd(id) // ended while it was counted below
 		}
 	}
 	u.mu.Unlock()
@@ -335,9 +395,14 @@ func (u *sessions) expire(ctx context.Context, since time.Time) (int, error) {
 	for _, info := range onDisk {
 		s, err := u.load(ctx, info.ID)
 		switch {
-		case err == nil && s.active.Before(since):
-			ids = append(ids, info.ID)
 		case err == nil:
+			// One of an earlier process is not counted yet.
+			u.mu.Lock()
+			u.noteOpen(s.id, s.by)
+			u.mu.Unlock()
+			if s.active.Before(since) {
+				ids = append(ids, info.ID)
+			}
 		case info.Since.Before(since):
 			// Its state is not there or cannot be read: nobody can go on with
 			// it.

@@ -26,7 +26,7 @@ var (
 const (
 	maxToken     = 16 << 10 // bytes; longer ones aren't ours
 	maxTokenForm = 64 << 10 // bytes of a POST to /v2/token
-	maxScopes    = 64       // repositories one token may be for
+	maxScopes    = 16       // repositories one token may be for
 	maxVerified  = 1024     // tokens remembered to be genuine
 )
 
@@ -158,8 +158,8 @@ func expiry(now time.Time, ttl time.Duration) int64 {
 
 // serveToken answers GET and POST of /v2/token, as Docker's clients expect
 // (https://distribution.github.io/distribution/spec/auth/token/ and …/oauth/):
-// a token for as much of the scopes as the subject may have. It never issues a
-// refresh token.
+// a token for as much of the scopes as the subject may have, that ends no later
+// than the credential shown for it. It never issues a refresh token.
 func (g *Registry) serveToken(w http.ResponseWriter, r *http.Request) {
 	c := &call{Registry: g, w: w, r: r}
 	w.Header().Set("Cache-Control", "no-store, no-transform")
@@ -206,7 +206,7 @@ func (c *call) issueByForm() {
 // issue answers with a token for what is granted of the scopes, or with why
 // there is none.
 func (c *call) issue(who identity, err error, scopes []string) {
-	if err == nil && who.limits != nil && who.subject != Internal {
+	if err == nil && who.bearer {
 		// A token doesn't prolong itself.
 		err = errToken
 	}
@@ -232,14 +232,16 @@ func (c *call) issue(who identity, err error, scopes []string) {
 	}
 
 	now := c.now()
-	token := c.sign(tokenHeader, &claims{
-		Subject: who.subject, Issued: now.Unix(), Expires: expiry(now, c.cfg.TokenTTL), Access: granted,
-	})
+	expires := expiry(now, c.cfg.TokenTTL)
+	if who.limits != nil {
+		expires = min(expires, who.limits.Expires)
+	}
+	token := c.sign(tokenHeader, &claims{Subject: who.subject, Issued: now.Unix(), Expires: expires, Access: granted})
 	answer, _ := json.Marshal(map[string]any{
 		"token":        token,
 		"access_token": token,
 		"token_type":   "Bearer",
-		"expires_in":   int64(c.cfg.TokenTTL / time.Second),
+		"expires_in":   min(expires-now.Unix(), int64(c.cfg.TokenTTL/time.Second)),
 		"issued_at":    now.UTC().Format(time.RFC3339),
 		"scope":        formatScopes(granted),
 	})

@@ -19,7 +19,9 @@ import (
 )
 
 const (
-	bufferBytes = 256 << 10
+	// bufferBytes is what a file is written in. Larger writes get larger
+	// folios of the page cache, which cost more than the calls they save.
+	bufferBytes = 64 << 10
 
 	// spaceCheckBytes is after how many bytes the free space is looked at
 	// again.
@@ -87,9 +89,28 @@ func (c *call) startUpload(string) {
 		c.storeAtOnce(q.Get("digest"))
 		return
 	}
-	s := c.sessions.create(c.grant.Repo, algorithm)
+	s, ok := c.beginUpload(algorithm)
+	if !ok {
+		return
+	}
 	c.w.Header().Set("Oci-Chunk-Min-Length", chunkMinLength)
 	c.goOn(s, http.StatusAccepted)
+}
+
+// beginUpload creates a session and holds it; false: the call is answered.
+func (c *call) beginUpload(a digest.Algorithm) (*session, bool) {
+	// Who begins an upload is about to send something.
+	if err := c.checkSpace(c.r.Context(), 0); err != nil {
+		c.failed(err)
+		return nil, false
+	}
+	s, err := c.sessions.create(c.grant.Repo, c.subject, a)
+	if err != nil {
+		c.w.Header().Set("Retry-After", seconds(retryUploads))
+		c.fail(http.StatusTooManyRequests, codeTooManyRequests, err.Error(), nil)
+		return nil, false
+	}
+	return s, true
 }
 
 // storeAtOnce stores the blob in the body of a POST.
@@ -99,7 +120,10 @@ func (c *call) storeAtOnce(wanted string) {
 		c.invalidDigest(wanted)
 		return
 	}
-	s := c.sessions.create(c.grant.Repo, d.Algorithm())
+	s, ok := c.beginUpload(d.Algorithm())
+	if !ok {
+		return
+	}
 	if err := c.receive(s, c.r.Body, c.r.ContentLength); err != nil {
 		// There is no session the client knows of.
 		c.drop(s)
@@ -359,6 +383,16 @@ func (c *call) complete(s *session, d digest.Digest) {
 	if !matches {
 		c.drop(s)
 		c.fail(http.StatusBadRequest, codeDigestInvalid, "the bytes that were received have another digest", map[string]string{"digest": d.String()})
+		return
+	}
+	if !c.authorizeAgain("push", true) {
+		c.drop(s)
+		return
+	}
+	if c.grant.Repo != s.repo {
+		// Another repository got the name meanwhile.
+		c.drop(s)
+		c.noUpload(errUploadUnknown)
 		return
 	}
 	c.step("upload.synced")

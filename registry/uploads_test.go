@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/denia-paas/denia/registry"
 )
 
 const uploads = "/v2/team/app/blobs/uploads/"
@@ -405,4 +408,67 @@ func TestManyPushTheSameBlob(t *testing.T) {
 		s.wantBlob(fmt.Sprintf("team/app%d", i), d, content)
 	}
 	s.wantNoUploads()
+}
+
+func TestUploadsAreFew(t *testing.T) {
+	s := newDepot(t, func(c *registry.Config) {
+		c.Authenticate = func(_ *http.Request, username, _ string) (string, error) { return username, nil }
+		c.Authorize = func(context.Context, string, string) (registry.Grant, error) {
+			return registry.Grant{Repo: "key:team/app", Pull: true, Push: true, Delete: true}, nil
+		}
+	})
+	begin := func(user int) answer {
+		t.Helper()
+		return s.do(http.MethodPost, uploads, nil, "Authorization", basic(fmt.Sprint("user", user), ""))
+	}
+	var locations []string
+	for range 200 {
+		locations = append(locations, begin(0).want(t, http.StatusAccepted, "").Header.Get("Location"))
+	}
+	full := func(a answer) {
+		t.Helper()
+		a.want(t, http.StatusTooManyRequests, "TOOMANYREQUESTS").header(t, "Retry-After", "60")
+	}
+	full(begin(0))
+	d := digest.FromString("x")
+	full(s.do(http.MethodPost, uploads+"?digest="+d.String(), strings.NewReader("x"), "Authorization", basic("user0", "")))
+
+	// Whatever ends one makes place for another.
+	s.do(http.MethodDelete, locations[0], nil).want(t, http.StatusNoContent, "")
+	begin(0).want(t, http.StatusAccepted, "")
+	s.finish(locations[1], d, "x").want(t, http.StatusCreated, "")
+	begin(0).want(t, http.StatusAccepted, "")
+	s.finish(locations[2], d, "y").want(t, http.StatusBadRequest, "DIGEST_INVALID")
+	begin(0).want(t, http.StatusAccepted, "")
+	full(begin(0))
+
+	for i := range 4096 - 200 {
+		begin(1+i/200).want(t, http.StatusAccepted, "")
+	}
+	full(begin(1000))
+	s.clock.pass(25 * time.Hour)
+	if run, err := s.Collect(t.Context(), false); err != nil || run.Uploads != 4096 {
+		t.Fatalf("%d uploads were dropped, %v", run.Uploads, err)
+	}
+	begin(1000).want(t, http.StatusAccepted, "")
+	begin(0).want(t, http.StatusAccepted, "")
+}
+
+func TestUploadsAreCountedAfterARestart(t *testing.T) {
+	s := newDepot(t)
+	for range 200 {
+		s.patch(s.start(""), "x").want(t, http.StatusAccepted, "")
+	}
+	s.restart()
+	if _, err := s.Collect(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	s.do(http.MethodPost, uploads, nil).want(t, http.StatusTooManyRequests, "TOOMANYREQUESTS")
+}
+
+func TestUploadsNeedSpace(t *testing.T) {
+	s := newDepot(t, func(c *registry.Config) {
+		c.Storage, c.ReserveBytes = &fullDisk{Storage: c.Storage, room: 9 << 20}, 10<<20
+	})
+	s.do(http.MethodPost, uploads, nil).want(t, http.StatusServiceUnavailable, "UNAVAILABLE").header(t, "Retry-After", "60")
 }

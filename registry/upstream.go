@@ -7,13 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,7 +39,7 @@ type upstreams struct {
 	now     func() time.Time
 	patient time.Duration // for a handshake
 
-	anywhere *http.Transport
+	anywhere *http.Transport // refuses link-local addresses only
 	outside  *http.Transport // refuses private addresses
 
 	mu    sync.Mutex
@@ -52,7 +50,7 @@ func newUpstreams(now func() time.Time, patient time.Duration) *upstreams {
 	return &upstreams{
 		now:      now,
 		patient:  patient,
-		anywhere: newTransport(patient, nil),
+		anywhere: newTransport(patient, refuseLinkLocal),
 		outside:  newTransport(patient, refusePrivate),
 		known:    map[Upstream]*upstream{},
 	}
@@ -67,7 +65,9 @@ func (s *upstreams) close() {
 func newTransport(patient time.Duration, control func(network, address string, c syscall.RawConn) error) *http.Transport {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second, Control: control}
 	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
+		// No proxy, whatever the environment says: a proxy would resolve names
+		// and dial in Denia's place, and control would see only its address.
+		Proxy:                 nil,
 		DialContext:           dialer.DialContext,
 		ForceAttemptHTTP2:     true,
 		TLSHandshakeTimeout:   10 * time.Second,
@@ -367,40 +367,53 @@ func (e *upstreamError) limited() bool { return e.status == http.StatusTooManyRe
 // answer may be there.
 func (e *upstreamError) down() bool { return !e.unknown() && !e.denied() }
 
-// route sends the upstream's own requests anywhere, and those it causes (to a
-// CDN it redirects to, to its token server) to public addresses only, unless
-// the upstream has a private address itself: another registry must not make
-// Denia ask machines only Denia can reach.
+// route sends what goes to the host and port the upstream was named by
+// anywhere, since somebody who may do so named it, and what the upstream causes
+// beside that (to a CDN it redirects to, to its token server) to public
+// addresses only, wherever the upstream itself is: another registry must not
+// make Denia ask machines only Denia can reach.
 type route struct {
 	host     string
 	anywhere http.RoundTripper
 	outside  http.RoundTripper
-	inside   atomic.Bool // the upstream was reached at a private address
 }
 
 // RoundTrip implements http.RoundTripper.
 func (t *route) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Host != t.host {
-		if t.inside.Load() {
-			return t.anywhere.RoundTrip(r)
-		}
+	if t.away(r) {
 		return t.outside.RoundTrip(r)
 	}
-	return t.anywhere.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) {
-			if addr, err := netip.ParseAddrPort(info.Conn.RemoteAddr().String()); err == nil && private(addr.Addr()) {
-				t.inside.Store(true)
-			}
-		},
-	})))
+	return t.anywhere.RoundTrip(r)
 }
 
-// shared is the address space of carriers and overlay networks (RFC 6598).
-var shared = netip.MustParsePrefix("100.64.0.0/10")
+// away tells whether a request goes to another host or port than the
+// upstream's.
+func (t *route) away(r *http.Request) bool { return r.URL.Host != t.host }
+
+var (
+	// shared is the address space of carriers and overlay networks (RFC 6598).
+	shared = netip.MustParsePrefix("100.64.0.0/10")
+
+	// translated holds the IPv4 addresses that a NAT64 translates to (RFC 6052),
+	// local those of a network's own translation (RFC 8215).
+	translated = netip.MustParsePrefix("64:ff9b::/96")
+	local      = netip.MustParsePrefix("64:ff9b:1::/48")
+)
+
+// meant is the address that is reached by addr: the IPv4 address that an IPv6
+// address stands for, if it does.
+func meant(addr netip.Addr) netip.Addr {
+	addr = addr.WithZone("").Unmap()
+	if translated.Contains(addr) {
+		whole := addr.As16()
+		return netip.AddrFrom4([4]byte(whole[12:]))
+	}
+	return addr
+}
 
 func private(addr netip.Addr) bool {
-	addr = addr.Unmap()
-	return !addr.IsGlobalUnicast() || addr.IsPrivate() || shared.Contains(addr)
+	addr = meant(addr)
+	return !addr.IsGlobalUnicast() || addr.IsPrivate() || shared.Contains(addr) || local.Contains(addr)
 }
 
 // refusePrivate is a net.Dialer's Control: it sees the address after names were
@@ -411,7 +424,21 @@ func refusePrivate(_, address string, _ syscall.RawConn) error {
 		return fmt.Errorf("reading the address to dial: %w", err)
 	}
 	if private(addr.Addr()) {
-		return errors.New("a public registry referred to a private address")
+		return errors.New("a registry referred to a private address")
+	}
+	return nil
+}
+
+// refuseLinkLocal is a net.Dialer's Control, too. No registry lives at a
+// link-local address, but the metadata services of clouds do, which give
+// credentials to whoever can ask.
+func refuseLinkLocal(_, address string, _ syscall.RawConn) error {
+	addr, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("reading the address to dial: %w", err)
+	}
+	if meant(addr.Addr()).IsLinkLocalUnicast() {
+		return errors.New("a registry has a link-local address")
 	}
 	return nil
 }

@@ -96,7 +96,12 @@ func (a *API) registryCaller(ctx context.Context, c *call, username, password st
 func (a *API) byPassword(ctx context.Context, c *call, username, password string) (identity, error) {
 	wrong := platform.Errorf(platform.Unauthenticated, "bad_credentials", "user name or password is wrong")
 	if username == "" || password == "" || len(username) > 64 || len(password) > 1024 {
-		return identity{}, wrong // nobody's, whatever it would cost to make sure
+		// Nobody's, whatever it would cost to make sure. Saying so costs a row
+		// of the audit.
+		if err := a.strangers.charge(c, addressKey(c.ip)); err != nil {
+			return identity{}, err
+		}
+		return identity{}, wrong
 	}
 	found, err := a.Store.UserByName(ctx, username)
 	if err != nil && platform.KindOf(err) != platform.NotFound {
@@ -180,15 +185,16 @@ func (a *API) registryPrincipal(ctx context.Context, subject string) (platform.P
 }
 
 // AuditRegistry writes the row of something that was done through the registry
-// by the subject. action is a verb and a path, as in the other rows.
-func (a *API) AuditRegistry(ctx context.Context, subject, action string, project, resource platform.ID) error {
+// by the subject. action is a verb and a path, status the answer, as in the
+// other rows.
+func (a *API) AuditRegistry(ctx context.Context, subject, action string, status int, project, resource platform.ID) error {
 	who, err := a.registryPrincipal(ctx, subject)
 	if err != nil && platform.KindOf(err) != platform.NotFound {
 		return err
 	}
 	return a.Store.AppendAudit(ctx, platform.AuditEntry{
 		At: time.Now(), ActorID: who.UserID, Actor: who.Name, TokenID: who.TokenID, Action: action,
-		ProjectID: project, ResourceID: resource, Status: http.StatusCreated, RequestID: string(store.NewID()),
+		ProjectID: project, ResourceID: resource, Status: status, RequestID: string(store.NewID()),
 	})
 }
 

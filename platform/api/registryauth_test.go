@@ -182,7 +182,7 @@ func TestRegistryLoginsAreAudited(t *testing.T) {
 	if _, err := e.docker("192.0.2.8", "anna", "a wrong password"); err == nil {
 		t.Fatal("a wrong password is good")
 	}
-	if err := e.api.AuditRegistry(e.ctx, "user:"+string(anna.ID), "PUT /v2/", p.ID, p.ID); err != nil {
+	if err := e.api.AuditRegistry(e.ctx, "user:"+string(anna.ID), "PUT /v2/", 201, p.ID, p.ID); err != nil {
 		t.Fatal(err)
 	}
 	rows, _, err := e.store.Audit(e.ctx, store.AuditFilter{All: true}, store.Page{})

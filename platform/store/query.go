@@ -79,20 +79,32 @@ type row interface{ Scan(...any) error }
 
 // all returns every row of a query.
 func all[T any](ctx context.Context, t tx, scan func(row) (T, error), text string, args ...any) ([]T, error) {
+	var list []T
+	err := each(ctx, t, scan, func(item T) bool {
+		list = append(list, item)
+		return true
+	}, text, args...)
+	return list, err
+}
+
+// each hands the rows of a query to visit, until that returns false; the rest
+// is not read.
+func each[T any](ctx context.Context, t tx, scan func(row) (T, error), visit func(T) bool, text string, args ...any) error {
 	rows, err := t.q.QueryContext(ctx, text, bind(args)...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer rows.Close()
-	var list []T
 	for rows.Next() {
 		item, err := scan(rows)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		list = append(list, item)
+		if !visit(item) {
+			return nil
+		}
 	}
-	return list, rows.Err()
+	return rows.Err()
 }
 
 // one returns the first row of a query, and whether there was any.

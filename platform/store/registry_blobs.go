@@ -151,6 +151,14 @@ func isLinked(ctx context.Context, tx tx, d digest.Digest) (bool, error) {
 	return exists(ctx, tx, `SELECT 1 FROM registry_links WHERE digest = $1 LIMIT 1`, pack(d))
 }
 
+// Linkers implements oci.Metadata.
+func (g *Registry) Linkers(ctx context.Context, d digest.Digest, prefix string, n int) (repos []string, err error) {
+	defer explainRegistry(&err, "listing who has blob %s", d)
+	return all(ctx, g.read(), func(r row) (repo string, err error) { return repo, r.Scan(&repo) },
+		`SELECT repo FROM registry_links`+inRange+` AND digest = $3 ORDER BY repo LIMIT $4`,
+		[]byte(prefix), behind(prefix), pack(d), max(n, 0))
+}
+
 // Condemn implements oci.Metadata.
 func (g *Registry) Condemn(ctx context.Context, d digest.Digest) (gen int64, condemned bool, err error) {
 	defer explainRegistry(&err, "condemning blob %s", d)

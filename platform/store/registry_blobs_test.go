@@ -147,6 +147,27 @@ func TestRegistry_RenewBlob(t *testing.T) {
 	})
 }
 
+func TestRegistry_Linkers(t *testing.T) {
+	onEachRegistry(t, func(t *testing.T, g *store.Registry) {
+		linkers := func(prefix string, n int, want ...string) {
+			t.Helper()
+			same(t, "linkers below "+prefix, get(g.Linkers(t.Context(), of("x"), prefix, n)).or(t), want)
+		}
+		linkers("", 10)
+		for _, repo := range []string{"svc:1", "cache:2/ghcr.io/a", "cache:1/quay.io/a", "cache;"} {
+			commit(t, g, repo, "x", hour(1))
+		}
+		commit(t, g, "cache:3/ghcr.io/a", "y", hour(1))
+		linkers("cache:", 10, "cache:1/quay.io/a", "cache:2/ghcr.io/a")
+		linkers("cache:", 1, "cache:1/quay.io/a")
+		linkers("cache:", 0)
+		linkers("svc:", 10, "svc:1")
+		linkers("cache:3", 10)
+		get(g.UnlinkBlob(t.Context(), "cache:1/quay.io/a", of("x"))).or(t)
+		linkers("cache:", 10, "cache:2/ghcr.io/a")
+	})
+}
+
 func TestRegistry_UnlinkBlob(t *testing.T) {
 	onEachRegistry(t, func(t *testing.T, g *store.Registry) {
 		commit(t, g, "a", "x", hour(1))

@@ -25,7 +25,8 @@ func (g *Registry) PutManifest(ctx context.Context, repo string, m oci.Manifest,
 		return nil, err
 	}
 	err = g.s.write(ctx, func(tx tx) error {
-		if missing, err = missingChildren(ctx, tx, repo, m.Children); err != nil || len(missing) > 0 {
+		children, absent, err := lookUpChildren(ctx, tx, repo, m.Children)
+		if missing = absent; err != nil || len(missing) > 0 {
 			return err
 		}
 		if m.PushedAt.IsZero() {
@@ -47,7 +48,7 @@ func (g *Registry) PutManifest(ctx context.Context, repo string, m oci.Manifest,
 		}
 		if added == 0 {
 			err = extendManifest(ctx, tx, repo, m.Digest, lease)
-		} else if err = insertEdges(ctx, tx, repo, m); err == nil {
+		} else if err = insertEdges(ctx, tx, repo, m.Digest, children); err == nil {
 			err = queue(ctx, tx, oci.ReviewsManifest, repo, m.Digest, lease)
 		}
 		if err != nil {
@@ -66,8 +67,9 @@ func (g *Registry) PutManifest(ctx context.Context, repo string, m oci.Manifest,
 	return missing, nil
 }
 
-// missingChildren returns the required children that are not there, each once.
-func missingChildren(ctx context.Context, tx tx, repo string, children []oci.Child) (missing []digest.Digest, err error) {
+// lookUpChildren returns the children to keep an edge for, and the required
+// ones that are not there, each once.
+func lookUpChildren(ctx context.Context, tx tx, repo string, children []oci.Child) (kept, missing []digest.Digest, err error) {
 	var blobs, others []digest.Digest
 	seen := make(map[oci.Child]bool, len(children))
 	for _, child := range children {
@@ -85,21 +87,24 @@ func missingChildren(ctx context.Context, tx tx, repo string, children []oci.Chi
 	linked, err := present(ctx, tx, repo, blobs, `SELECT l.digest FROM registry_links l
 		WHERE (SELECT b.state FROM registry_blobs b WHERE b.digest = l.digest) = 'live' AND l.repo = ? AND l.digest IN (`)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	stored, err := present(ctx, tx, repo, others, `SELECT digest FROM registry_manifests WHERE repo = ? AND digest IN (`)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	told := map[digest.Digest]bool{}
 	for _, child := range children {
-		there := child.Need == oci.NeedNothing || linked[child.Digest] || child.Need == oci.NeedAny && stored[child.Digest]
-		if !there && !told[child.Digest] {
+		switch there := linked[child.Digest] || child.Need == oci.NeedAny && stored[child.Digest]; {
+		case there, child.Need == oci.NeedNothing:
+			kept = append(kept, child.Digest)
+		case child.Need == oci.NeedIfThere, told[child.Digest]:
+		default:
 			told[child.Digest] = true
 			missing = append(missing, child.Digest)
 		}
 	}
-	return missing, nil
+	return kept, missing, nil
 }
 
 // present returns those of the digests that the query finds.
@@ -119,15 +124,11 @@ func present(ctx context.Context, tx tx, repo string, digests []digest.Digest, q
 	return found, err
 }
 
-func insertEdges(ctx context.Context, tx tx, repo string, m oci.Manifest) error {
-	children := make([]digest.Digest, len(m.Children))
-	for i, child := range m.Children {
-		children[i] = child.Digest
-	}
+func insertEdges(ctx context.Context, tx tx, repo string, parent digest.Digest, children []digest.Digest) error {
 	return inPieces(children, func(part []digest.Digest) error {
 		var q builder
 		q.add(`INSERT INTO registry_edges (repo, parent, child) VALUES ($1, $2, `)
-		q.args = []any{[]byte(repo), pack(m.Digest)}
+		q.args = []any{[]byte(repo), pack(parent)}
 		for i, child := range part {
 			if i > 0 {
 				q.add(`), ($1, $2, `)
@@ -234,6 +235,27 @@ func (g *Registry) DeleteManifest(ctx context.Context, repo string, d digest.Dig
 	return g.change(ctx, func(tx tx) (bool, error) { return removeManifest(ctx, tx, repo, d) })
 }
 
+// WithdrawManifest implements oci.Metadata.
+func (g *Registry) WithdrawManifest(ctx context.Context, repo string, d digest.Digest, lease time.Time) (found bool, err error) {
+	defer explainRegistry(&err, "deleting manifest %s", d)
+	return g.change(ctx, func(tx tx) (bool, error) {
+		have, found, err := one(ctx, tx, scanTime, `SELECT m.lease`+manifestFound, []byte(repo), pack(d))
+		if err != nil || !found {
+			return false, err
+		}
+		needed, err := exists(ctx, tx, `SELECT 1 WHERE EXISTS (SELECT 1 FROM registry_edges WHERE repo = $1 AND child = $2 AND parent <> $2)`, []byte(repo), pack(d))
+		switch {
+		case err != nil:
+			return false, err
+		case needed:
+			return false, oci.ErrInUse
+		case have.After(lease):
+			return false, oci.ErrRenewed
+		}
+		return removeManifest(ctx, tx, repo, d)
+	})
+}
+
 // removeManifest deletes a manifest with its tags and edges, and has reviewed
 // what may have lived by it alone: children that no other manifest refers to,
 // and its referrers.
@@ -258,11 +280,10 @@ func removeManifest(ctx context.Context, tx tx, repo string, d digest.Digest) (f
 	return true, dropReview(ctx, tx, oci.ReviewsManifest, repo, d)
 }
 
-// CheckTag implements oci.Metadata. An earlier time than is noted changes
-// nothing.
+// CheckTag implements oci.Metadata.
 func (g *Registry) CheckTag(ctx context.Context, repo, tag string, at time.Time) (err error) {
 	defer explainRegistry(&err, "noting the check of tag %q", tag)
-	_, err = g.s.single().exec(ctx, `UPDATE registry_tags SET checked_at = $3 WHERE repo = $1 AND name = $2 AND (checked_at IS NULL OR checked_at < $3)`,
+	_, err = g.s.single().exec(ctx, `UPDATE registry_tags SET checked_at = $3 WHERE repo = $1 AND name = $2`,
 		[]byte(repo), []byte(tag), at)
 	return err
 }
@@ -281,7 +302,7 @@ func (g *Registry) Tags(ctx context.Context, repo, last string, n int) (tags []s
 }
 
 // Referrers implements oci.Metadata.
-func (g *Registry) Referrers(ctx context.Context, repo string, subject digest.Digest, artifactType string, after digest.Digest, n int) (list []oci.Manifest, err error) {
+func (g *Registry) Referrers(ctx context.Context, repo string, subject digest.Digest, artifactType string, after digest.Digest, n int, visit func(oci.Manifest) bool) (err error) {
 	defer explainRegistry(&err, "listing the referrers of %s", subject)
 	var q builder
 	q.add(`SELECT `+manifestColumns+` FROM registry_manifests m WHERE m.repo = ? AND m.subject = ? AND m.digest > ?`, []byte(repo), pack(subject), pack(after))
@@ -289,7 +310,7 @@ func (g *Registry) Referrers(ctx context.Context, repo string, subject digest.Di
 		q.add(` AND m.artifact_type = ?`, artifactType)
 	}
 	q.add(` ORDER BY m.digest LIMIT ?`, max(n, 0))
-	return all(ctx, g.read(), scanManifest, q.text.String(), q.args...)
+	return each(ctx, g.read(), scanManifest, visit, q.text.String(), q.args...)
 }
 
 func jsonUnlessEmpty(v any, n int) (any, error) {

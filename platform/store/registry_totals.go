@@ -32,10 +32,12 @@ const inRange = ` WHERE repo >= $1 AND repo < $2`
 // totals is one statement, so that its numbers belong together.
 func (g *Registry) totals(ctx context.Context, prefix, blobs string) (t oci.Totals, err error) {
 	t, _, err = one(ctx, g.read(), func(r row) (t oci.Totals, err error) {
-		return t, r.Scan(&t.Repositories, &t.Manifests, intoTimeOrZero(&t.OldestLease), &t.Blobs, &t.PhysicalBytes, &t.LogicalBytes)
+		return t, r.Scan(&t.Repositories, &t.Manifests, &t.ManifestBytes, &t.Edges, intoTimeOrZero(&t.OldestLease), &t.Blobs, &t.PhysicalBytes, &t.LogicalBytes)
 	}, `SELECT
 		(SELECT COUNT(*) FROM (SELECT repo FROM registry_links`+inRange+` UNION SELECT repo FROM registry_manifests`+inRange+`) r),
 		(SELECT COUNT(*) FROM registry_manifests`+inRange+`),
+		CAST(COALESCE((SELECT SUM(size) FROM registry_manifests`+inRange+`), 0) AS BIGINT),
+		(SELECT COUNT(*) FROM registry_edges`+inRange+`),
 		(SELECT MIN(lease) FROM registry_manifests`+inRange+`),
 		blobs.n, blobs.size,
 		CAST(COALESCE((SELECT SUM(b.size) FROM registry_links l JOIN registry_blobs b ON b.digest = l.digest
@@ -68,8 +70,13 @@ func (g *Registry) Repositories(ctx context.Context, keys []string) (list []oci.
 		}
 		maps.Copy(found, part)
 	}
+	budget := countSteps
 	for _, key := range slices.Sorted(maps.Keys(found)) {
-		list = append(list, found[key].repository(key))
+		r, err := found[key].repository(ctx, key, &budget)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, r)
 	}
 	return list, nil
 }
@@ -135,7 +142,20 @@ func (g *Registry) contents(ctx context.Context, key string) (map[string]*conten
 	return found, err
 }
 
-func (c *contents) repository(key string) oci.Repository {
+const (
+	// countDepth is how deep indexes in indexes are counted. Clients make one
+	// of images, rarely one of those.
+	countDepth = 8
+	// countSteps bounds what is followed for all tags of a listing: about a
+	// second. A tag may be made of few rows and still reach all of a
+	// repository, so that tags times rows is what exactness would cost.
+	countSteps = 4 << 20
+	// countCheck is after how many steps the context is looked at.
+	countCheck = 1 << 12
+)
+
+// repository describes the repository; budget is what is left of countSteps.
+func (c *contents) repository(ctx context.Context, key string, budget *int) (oci.Repository, error) {
 	r := oci.Repository{Key: key, Tags: c.tags}
 	for d, m := range c.manifests {
 		r.SizeBytes += m.Size
@@ -146,32 +166,62 @@ func (c *contents) repository(key string) oci.Repository {
 	}
 	slices.SortFunc(r.Tags, func(a, b oci.Tag) int { return cmp.Compare(a.Name, b.Name) })
 	sizes := map[digest.Digest]int64{}
+	count := tally{contents: c, budget: budget, reached: map[digest.Digest]int{}}
 	for i := range r.Tags {
 		tag := &r.Tags[i]
 		tag.Platforms = c.manifests[tag.Digest].Platforms
 		size, known := sizes[tag.Digest]
 		if !known {
-			size = c.size(tag.Digest, map[digest.Digest]bool{})
+			var err error
+			if size, err = count.size(ctx, tag.Digest); err != nil {
+				return oci.Repository{}, err
+			}
 			sizes[tag.Digest] = size
 		}
 		tag.SizeBytes = size
 	}
-	return r
+	return r, nil
 }
 
-// size adds up what is below d and was not counted.
-func (c *contents) size(d digest.Digest, counted map[digest.Digest]bool) int64 {
-	if counted[d] {
-		return 0
+// tally adds up what is below manifests.
+type tally struct {
+	*contents
+	budget  *int                  // of steps that are left
+	reached map[digest.Digest]int // by the how manieth question
+	asked   int
+}
+
+// size adds up the manifest and what is below it, each once.
+func (t *tally) size(ctx context.Context, d digest.Digest) (size int64, err error) {
+	depth := countDepth
+	if *t.budget <= 0 {
+		depth = 1
 	}
-	counted[d] = true
-	m, isManifest := c.manifests[d]
-	if !isManifest {
-		return c.blobs[d]
+	t.asked++
+	t.reached[d] = t.asked
+	for level := []digest.Digest{d}; len(level) > 0; depth-- {
+		var below []digest.Digest
+		for _, d := range level {
+			m, isManifest := t.manifests[d]
+			if !isManifest {
+				size += t.blobs[d]
+				continue
+			}
+			size += m.Size
+			if depth == 0 {
+				continue
+			}
+			for _, child := range t.children[d] {
+				if *t.budget--; *t.budget%countCheck == 0 && ctx.Err() != nil {
+					return 0, ctx.Err()
+				}
+				if t.reached[child] != t.asked {
+					t.reached[child] = t.asked
+					below = append(below, child)
+				}
+			}
+		}
+		level = below
 	}
-	size := m.Size
-	for _, child := range c.children[d] {
-		size += c.size(child, counted)
-	}
-	return size
+	return size, nil
 }

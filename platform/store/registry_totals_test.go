@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -17,7 +18,7 @@ func TestRegistry_Totals(t *testing.T) {
 		commit(t, g, "svc:1/web", "four", hour(1))
 		commit(t, g, "svc:1/web", "three", hour(1))
 		put(t, g, "svc:1", image("app"), hour(2))
-		put(t, g, "svc:1/web", image("app"), hour(3))
+		put(t, g, "svc:1/web", image("app", "four", "three"), hour(3))
 		put(t, g, "svc:2", image("bare"), hour(4)) // known by its manifest alone
 		commit(t, g, "cache:1/ghcr.io/x", "four", hour(1))
 		commit(t, g, "cache:1/ghcr.io/x", "eleven more!", hour(1))
@@ -34,13 +35,13 @@ func TestRegistry_Totals(t *testing.T) {
 
 		same(t, "all", get(g.Totals(t.Context())).or(t), oci.Totals{
 			Repositories: 6, Manifests: 4, Blobs: 5, OldestLease: hour(2),
-			PhysicalBytes: 4 + 5 + 12 + 8 + 8, LogicalBytes: 3*4 + 5 + 12 + 8,
+			PhysicalBytes: 4 + 5 + 12 + 8 + 8, LogicalBytes: 3*4 + 5 + 12 + 8, ManifestBytes: 3*3 + 4, Edges: 2,
 		})
 		same(t, "cache", get(g.PrefixTotals(t.Context(), "cache:")).or(t), oci.Totals{
-			Repositories: 1, Manifests: 1, Blobs: 2, OldestLease: hour(5), PhysicalBytes: 4 + 12, LogicalBytes: 4 + 12,
+			Repositories: 1, Manifests: 1, Blobs: 2, OldestLease: hour(5), PhysicalBytes: 4 + 12, LogicalBytes: 4 + 12, ManifestBytes: 3,
 		})
 		same(t, "services", get(g.PrefixTotals(t.Context(), "svc:1")).or(t), oci.Totals{
-			Repositories: 2, Manifests: 2, Blobs: 2, OldestLease: hour(2), PhysicalBytes: 4 + 5, LogicalBytes: 2*4 + 5,
+			Repositories: 2, Manifests: 2, Blobs: 2, OldestLease: hour(2), PhysicalBytes: 4 + 5, LogicalBytes: 2*4 + 5, ManifestBytes: 3 + 3, Edges: 2,
 		})
 		same(t, "nobody's", get(g.PrefixTotals(t.Context(), "svc:9")).or(t), oci.Totals{})
 	})
@@ -100,6 +101,47 @@ func TestRegistry_Repositories(t *testing.T) {
 			{Key: "q", SizeBytes: 4},
 		})
 		equal(t, "of nobody", len(get(g.Repositories(t.Context(), nil)).or(t)), 0)
+	})
+}
+
+// Few rows may reach all of a repository from each of many tags.
+func TestRegistry_RepositoriesThatAreExpensiveToCount(t *testing.T) {
+	onEachRegistry(t, func(t *testing.T, g *store.Registry) {
+		nested := func(name string, children ...string) {
+			t.Helper()
+			m := index(name, children...)
+			for i := range m.Children {
+				m.Children[i].Need = oci.NeedNothing
+			}
+			put(t, g, "deep", m, noon, name)
+		}
+		nested("0")
+		for i := range 12 {
+			nested(fmt.Sprint(i+1), fmt.Sprint(i))
+		}
+		sizes := map[string]int64{}
+		for _, tag := range get(g.Repositories(t.Context(), []string{"deep"})).or(t)[0].Tags {
+			sizes[tag.Name] = tag.SizeBytes
+		}
+		equal(t, "8 levels", sizes["8"], 9)
+		equal(t, "more levels", sizes["12"], 2+2+2+6)
+
+		ok(t, g.CommitBlob(t.Context(), "wide", of("blob0"), 1000, noon))
+		var many []string
+		for i := range 20_000 {
+			many = append(many, fmt.Sprint("blob", i))
+		}
+		wide := index("wide", many...)
+		for i := range wide.Children {
+			wide.Children[i].Need = oci.NeedNothing
+		}
+		put(t, g, "wide", wide, noon)
+		for i := range 300 {
+			put(t, g, "wide", index(fmt.Sprint("tag", 100+i), "wide"), noon, fmt.Sprint("tag", 100+i))
+		}
+		tags := get(g.Repositories(t.Context(), []string{"wide"})).or(t)[0].Tags
+		equal(t, "the first tag", tags[0].SizeBytes, 6+4+1000)
+		equal(t, "the last tag", tags[299].SizeBytes, 6+4)
 	})
 }
 

@@ -26,12 +26,19 @@ const (
 // ErrManifest is what ParseManifest fails with; the error's text says more.
 var ErrManifest = errors.New("invalid manifest")
 
+var (
+	errLayers    = fmt.Errorf("it has more than %d layers", maxLayers)
+	errManifests = fmt.Errorf("it lists more than %d manifests or blobs", maxManifests)
+)
+
 var errSchema1 = errors.New("schema 1 of Docker's image manifests, which clients gave up in 2016, is not supported")
 
 // Bounds of a manifest's parts, which keep what is made of its bytes in memory
-// within a small multiple of them. Clients stay far below.
+// within a small multiple of them, and the transaction that stores it short:
+// it looks each child up and adds a row for it. Clients stay far below.
 const (
-	maxDescriptors = 100_000
+	maxLayers      = 2_000 // and blobs, together
+	maxManifests   = 4_000
 	maxAnnotations = 10_000
 )
 
@@ -68,10 +75,13 @@ func (p Platform) String() string {
 // Content-Type it came under; its parameters are dropped, and when it is empty
 // the manifest's own word or form decides.
 //
+// The media type has to be one of application/*.
+//
 // A manifest of a type that is known has to be well-formed, with valid digests
-// throughout. Its config and layers (or blobs) are children that have to be
-// blobs, except layers that are not to be distributed, which may be absent;
-// what an index lists may be a manifest or a blob. Of a type that isn't known
+// throughout, at most 2,000 layers and at most 4,000 manifests. Its config and
+// layers (or blobs) are children that have to be blobs, except layers that are
+// not to be distributed, which may be absent; what an index lists may be a
+// manifest or a blob. Of a type that isn't known
 // the same fields are read, if they are there and mean the same; else it is
 // stored as it is, and has no children. The subject is no child: it may be
 // absent.
@@ -119,6 +129,10 @@ func bareType(mediaType string) (string, error) {
 	// Parsing changes upper case, which clients compare, to lower.
 	if err != nil || !strings.Contains(parsed, "/") || !strings.EqualFold(bare, parsed) {
 		return "", fmt.Errorf("%.100q is not a media type", mediaType)
+	}
+	// It is told to whoever pulls, and some do more with text/html than read it.
+	if !strings.HasPrefix(parsed, "application/") {
+		return "", fmt.Errorf("a manifest's media type begins with application/, and %.100q does not", mediaType)
 	}
 	return bare, nil
 }
@@ -171,8 +185,8 @@ func (list *descriptors) UnmarshalJSON(raw []byte) error {
 		if _, err := ParseDigest(string(d.Digest)); err != nil {
 			return fmt.Errorf("a descriptor has the digest %.150q: %w", d.Digest, err)
 		}
-		if len(*list) == maxDescriptors {
-			return fmt.Errorf("a list has more than %d descriptors", maxDescriptors)
+		if len(*list) == maxManifests {
+			return errManifests
 		}
 		*list = append(*list, d)
 	}
@@ -249,14 +263,18 @@ func (m *Manifest) read(doc *document) error {
 		}
 		children.add(c.Digest, NeedBlob)
 	}
+	layers := 0
 	for _, list := range []*descriptors{doc.Layers, doc.Blobs} {
 		if list == nil {
 			continue
 		}
+		if layers += len(*list); layers > maxLayers {
+			return errLayers
+		}
 		for _, layer := range *list {
 			need := NeedBlob
 			if stays(layer.MediaType) {
-				need = NeedNothing
+				need = NeedIfThere
 			}
 			children.add(layer.Digest, need)
 		}

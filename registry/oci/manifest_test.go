@@ -48,7 +48,7 @@ func TestParseManifest(t *testing.T) {
 				desc("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", db) + `,` +
 				desc("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", dc) + `]}`,
 			oci.Manifest{MediaType: oci.TypeImage, ArtifactType: "application/vnd.example.config", Children: []oci.Child{
-				blob(da), {Digest: db, Need: oci.NeedNothing}, {Digest: dc, Need: oci.NeedNothing},
+				blob(da), {Digest: db, Need: oci.NeedIfThere}, {Digest: dc, Need: oci.NeedIfThere},
 			}},
 		},
 		{
@@ -146,7 +146,11 @@ func TestParseManifestRefuses(t *testing.T) {
 		{"not a media type by its own word", "", `{"mediaType":"a/b\r\nX-Forged: c"}`},
 		{"Docker's schema 1", "application/vnd.docker.distribution.manifest.v1+prettyjws", `{}`},
 		{"Docker's schema 1 by its own word", "", `{"mediaType":"application/vnd.docker.distribution.manifest.v1+json"}`},
-		{"too many layers", oci.TypeImage, `{"config":` + config + `,"layers":[` + many(100_000, config) + `]}`},
+		{"too many layers", oci.TypeImage, `{"config":` + config + `,"layers":[` + many(2_000, config) + `]}`},
+		{"too many layers and blobs", oci.TypeImage, `{"config":` + config + `,"layers":[` + many(999, config) + `],"blobs":[` + many(1_000, config) + `]}`},
+		{"too many manifests", oci.TypeIndex, `{"manifests":[` + many(4_000, config) + `]}`},
+		{"a type browsers show", "text/html", `{"config":` + config + `}`},
+		{"a type browsers show, by its own word", "", `{"mediaType":"image/svg+xml"}`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -154,6 +158,14 @@ func TestParseManifestRefuses(t *testing.T) {
 				t.Errorf("got %v and %+v", err, m)
 			}
 		})
+	}
+	for name, content := range map[string]string{
+		oci.TypeImage: `{"config":` + config + `,"layers":[` + many(1_999, config) + `]}`,
+		oci.TypeIndex: `{"manifests":[` + many(3_999, config) + `]}`,
+	} {
+		if _, err := oci.ParseManifest([]byte(content), name); err != nil {
+			t.Errorf("as many as may be: %v", err)
+		}
 	}
 	t.Run("too many annotations", func(t *testing.T) {
 		t.Parallel()

@@ -69,18 +69,25 @@ type Metadata interface {
 	DeleteTag(ctx context.Context, repo, tag string) (bool, error)
 	DeleteManifest(ctx context.Context, repo string, d digest.Digest) (bool, error)
 
+	// WithdrawManifest is DeleteManifest, unless the manifest is needed: it
+	// fails with ErrInUse when another manifest of the repository refers to
+	// it, and with ErrRenewed when its lease ends later than the given one.
+	WithdrawManifest(ctx context.Context, repo string, d digest.Digest, lease time.Time) (bool, error)
+
 	// CheckTag notes when a tag of the cache was last compared with its
-	// upstream; see Manifest.CheckedAt.
+	// upstream, be it earlier than was noted: a clock may have been ahead. See
+	// Manifest.CheckedAt.
 	CheckTag(ctx context.Context, repo, tag string, at time.Time) error
 
 	// Tags lists at most n tags strictly after last, in the order of their
 	// bytes. known is false when the repository does not exist.
 	Tags(ctx context.Context, repo, last string, n int) (tags []string, known bool, err error)
 
-	// Referrers lists the manifests with the subject, in the order of their
-	// digests, strictly after the given one, without Content, at most n.
-	// artifactType filters unless empty.
-	Referrers(ctx context.Context, repo string, subject digest.Digest, artifactType string, after digest.Digest, n int) ([]Manifest, error)
+	// Referrers visits the manifests with the subject, in the order of their
+	// digests, strictly after the given one, without Content, at most n. It
+	// reads on only while visit returns true: annotations may be large. visit
+	// must not call Metadata. artifactType filters unless empty.
+	Referrers(ctx context.Context, repo string, subject digest.Digest, artifactType string, after digest.Digest, n int, visit func(Manifest) bool) error
 
 	// DropRepositories removes the repository and all whose key begins with
 	// key + "/": manifests, tags and links, leases or not. It takes many small
@@ -118,6 +125,10 @@ type Metadata interface {
 	// generation. False: it was committed again.
 	Forget(ctx context.Context, d digest.Digest, gen int64) (bool, error)
 
+	// Linkers lists at most n repositories whose key begins with prefix and
+	// that have a link to the blob, ordered by key.
+	Linkers(ctx context.Context, d digest.Digest, prefix string, n int) (repos []string, err error)
+
 	// Quarantine marks a live blob whose bytes are not what its digest says:
 	// nobody finds it until it is committed again. Links and edges stay, so
 	// that a push heals every image that needs it. False: it is not live.
@@ -142,7 +153,9 @@ type Metadata interface {
 	PrefixTotals(ctx context.Context, prefix string) (Totals, error)
 
 	// Repositories lists the repositories whose key is one of keys or begins
-	// with one of them + "/", ordered by key, with their tags.
+	// with one of them + "/", ordered by key, with their tags. Their sizes
+	// count indexes in indexes down to a depth of 8, and only what the tag's
+	// manifest itself refers to when it takes too long to count more.
 	Repositories(ctx context.Context, keys []string) ([]Repository, error)
 
 	// Oldest lists at most n manifests of repositories whose key begins with
@@ -202,7 +215,8 @@ type Child struct {
 	Digest digest.Digest
 
 	// Need tells what has to be there for the manifest to be stored. An edge
-	// is kept for each child, so that none is collected under its manifest.
+	// is kept for each child but an absent NeedIfThere, so that none is
+	// collected under its manifest.
 	Need Need
 }
 
@@ -214,6 +228,7 @@ const (
 	NeedBlob    Need = iota // a live, linked blob
 	NeedAny                 // a manifest of the repository, or a live, linked blob
 	NeedNothing             // it may be absent: an index in the cache, of which only some platforms were fetched
+	NeedIfThere             // it may be absent, and then is left out: a layer that stays elsewhere
 )
 
 // Review kinds.
@@ -256,6 +271,8 @@ type Totals struct {
 	Blobs         int   // live, each once
 	LogicalBytes  int64 // each link counted
 	PhysicalBytes int64 // each blob once
+	ManifestBytes int64 // of manifests' contents
+	Edges         int   // from manifests to what they refer to
 	OldestLease   time.Time
 }
 
@@ -270,7 +287,7 @@ type Repository struct {
 type Tag struct {
 	Name      string
 	Digest    digest.Digest
-	SizeBytes int64 // the manifest and everything it needs, each once
+	SizeBytes int64 // the manifest and everything it needs, each once, as far as Repositories counts
 	PushedAt  time.Time
 	Platforms []string
 }
