@@ -127,6 +127,9 @@ func (p *Plane) wantCopies(ctx context.Context) error {
 
 // copyReleases copies what of a service's kept releases is not in the registry.
 func (p *Plane) copyReleases(ctx context.Context, service platform.ID) error {
+	if p.Registry.Address() == "" {
+		return nil // the engine has no way to it
+	}
 	releases, err := p.Store.HealthyHistory(ctx, service, p.KeepReleases)
 	if err != nil {
 		return fmt.Errorf("reading past releases: %w", err)

@@ -165,11 +165,13 @@ func TestExternalImagesComeThroughTheCache(t *testing.T) {
 	}
 
 	for i, code := range []string{platform.CodeImageNotFound, platform.CodePullDenied} {
-		w.images.on(cached, making{Err: platform.Errorf(platform.NotFound, code, "it says no")})
+		// The engine may have what the cache cannot get, and has the last word.
+		w.images.on(cached, making{Err: platform.Errorf(platform.NotFound, platform.CodeImageNotFound, "the cache says no")})
+		w.images.on("app:2", making{Err: platform.Errorf(platform.NotFound, code, "it says no")})
 		if d := w.become(w.deploy(service.ID, "app:2").ID, platform.Failed); d.Error.Code != code {
 			t.Errorf("failed with %+v", d.Error)
 		}
-		if got := w.images.pulledAs()[3:]; len(got) != i+1 || got[i] != cached {
+		if got := w.images.pulledAs()[3+2*i:]; !slices.Equal(got, []string{cached, "app:2"}) {
 			t.Errorf("after %s the engine pulled %v", code, got)
 		}
 	}
@@ -260,6 +262,23 @@ func TestRollbackBringsALostImageBack(t *testing.T) {
 	if !strings.Contains(w.story(d.ID), "bringing it back from the registry") {
 		t.Errorf("the log does not say so:\n%s", w.story(d.ID))
 	}
+}
+
+// An engine that goes away in the midst of it has not said that the image
+// cannot be had.
+func TestEngineOutageDoesNotFailARollbackThatBringsItsImageBack(t *testing.T) {
+	w := start(t)
+	service, old := w.running(spec("web"), "app:1")
+	w.become(w.deploy(service.ID, "app:2").ID, platform.Healthy)
+	w.copied(old.ID)
+	w.prune("app:1")
+	w.images.on("app:1", making{Err: platform.Errorf(platform.Unavailable, platform.CodeEngineUnavailable, "the engine restarts")})
+	d := w.deployFrom(service.ID, platform.Source{Type: platform.SourceRedeploy, DeploymentID: old.ID})
+	own := hubAddress + "/default/web@" + manifest("app:1")
+	w.await("it was pulled in vain", func() bool { return slices.Contains(w.images.pulledAs(), own) })
+	w.images.on("app:1", making{})
+	w.become(d.ID, platform.Healthy)
+	w.serves("web", "3.0")
 }
 
 func TestCrashedReplicaAndConfigurationBringALostImageBack(t *testing.T) {

@@ -319,6 +319,11 @@ func (s *supervisor) collect() {
 				r.lost, r.unrestored = false, err
 				r.standStill(time.Since(r.restore))
 				r.restore = time.Time{}
+				if code := platform.CodeOf(err); code == platform.CodeEngineUnavailable || code == "database_unavailable" || errors.Is(err, context.Canceled) {
+					// Nobody has said that the image is not there.
+					r.restores--
+					r.unrestored = nil
+				}
 			}
 			if err != nil && !errors.Is(err, context.Canceled) {
 				r.failures = max(r.failures, 2)

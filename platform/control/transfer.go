@@ -78,8 +78,9 @@ func (p *Plane) pullOnce(ctx context.Context, name, manifest, tag string, log io
 }
 
 // pullExternal has the engine fetch an image of another registry through the
-// project's cache, and directly where that does not work. What the cache says
-// of the image itself is taken for the other registry's word.
+// project's cache, and directly where that does not work: the engine may have
+// the image, mirrors, or credentials that Denia does not know of, and its word
+// is the last.
 func (p *Plane) pullExternal(ctx context.Context, project platform.Project, image, tag string, log io.Writer) (platform.Artifact, error) {
 	if name, suffix, ok := platform.CacheName(image); ok && p.Registry.Address() != "" {
 		reference, auth, err := p.own(project.Name+"/"+name, suffix, "pull")
@@ -90,8 +91,7 @@ func (p *Plane) pullExternal(ctx context.Context, project platform.Project, imag
 				return artifact, nil
 			}
 		}
-		switch code := platform.CodeOf(err); {
-		case code == platform.CodeImageNotFound, code == platform.CodePullDenied, ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return platform.Artifact{}, err
 		}
 		p.Log.Warn("an image cannot be had through the cache; pulling it directly", "image", image, "error", err)

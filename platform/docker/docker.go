@@ -85,6 +85,10 @@ func Open(_ context.Context, o Options) (*Engine, error) {
 	return e, nil
 }
 
+// OnThisMachine tells whether the engine shares this machine's loopback
+// interface, as far as its address says so.
+func (e *Engine) OnThisMachine() bool { return strings.HasPrefix(e.host, "unix://") }
+
 // Close ends every stream the Engine has open and waits for its goroutines.
 // Containers run on.
 func (e *Engine) Close() error {

@@ -74,7 +74,9 @@ func (e *Engine) Pull(ctx context.Context, p platform.Pull, log io.Writer) (plat
 			return platform.Artifact{}, err
 		}
 	}
-	if !present {
+	// With credentials it is Denia's own registry, and a name that is there is
+	// what a crash has left.
+	if !present || p.Auth != nil {
 		defer e.untag(ctx, api, name)
 	}
 	if err := e.tag(ctx, api, name, p.Tag); err != nil {

@@ -118,6 +118,16 @@ func TestPullWithCredentials(t *testing.T) {
 			t.Errorf("%s stays behind", name)
 		}
 	}
+	// A name that a killed process left there goes with the next pull.
+	if err := engine.ImageTag(t.Context(), a.Digest, host+"/tools/app:7"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Pull(t.Context(), platform.Pull{Reference: host + "/tools/app:7", Tag: tag, Auth: auth, Name: "tools/app:7"}, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := engine.ImageInspect(t.Context(), host+"/tools/app:7"); err == nil {
+		t.Error("a name that was left behind stays")
+	}
 	for name, wrong := range map[string]*platform.RegistryAuth{"no": nil, "wrong": {Username: "denia", Password: "sesame-opens"}} {
 		_, err := e.Pull(t.Context(), platform.Pull{Reference: host + "/tools/app:7", Tag: "denia/" + run + "/private:2", Auth: wrong, Name: "tools/app:7"}, io.Discard)
 		m := wantCode(t, err, platform.CodePullDenied)
