@@ -2,7 +2,7 @@
 GO    ?= go
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -tags nobadger,nomysql,nopgx
 
-.PHONY: help build run test conformance lint bench bench-registry docs clean
+.PHONY: help build run test nightly conformance lint bench bench-registry docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -16,6 +16,9 @@ run: build ## Denia on http://localhost:8080, with an example deployed
 
 test: ## everything: vet, lint, unit, race, integration, end to end
 	@scripts/test
+
+nightly: ## the registry's soak for a minute, each fuzz target for half of one
+	@scripts/nightly
 
 conformance: ## the OCI's conformance suite against the registry
 	@scripts/conformance

@@ -107,7 +107,9 @@ func (s *smallest) receive(r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	for piece := make([]byte, 256<<10); ; {
+	// Larger pieces make the page cache take larger blocks of memory, which are
+	// less likely to be at hand.
+	for piece := make([]byte, 64<<10); ; {
 		n, reading := io.ReadFull(r.Body, piece)
 		_, _ = u.hash.Write(piece[:n]) // never fails (hash.Hash)
 		if _, err := u.file.Write(piece[:n]); err != nil {

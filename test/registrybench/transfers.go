@@ -117,6 +117,9 @@ func (b *bench) push(ctx context.Context, g *registry, streamed bool) (sample, e
 	if _, err := g.bearer(ctx, "push"); err != nil {
 		return nil, err
 	}
+	if err := warm(b.size); err != nil {
+		return nil, err
+	}
 	s, err := g.measured(func() error {
 		if streamed {
 			return g.stream(ctx, "push", d, body)
@@ -153,6 +156,9 @@ func (b *bench) parallelPushes(ctx context.Context) error {
 			digests, bodies = append(digests, d), append(bodies, body)
 		}
 		if _, err := g.bearer(ctx, "parallel"); err != nil {
+			return nil, err
+		}
+		if err := warm(b.size); err != nil {
 			return nil, err
 		}
 		s, err := g.measured(func() error {
