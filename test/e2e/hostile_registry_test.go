@@ -421,12 +421,14 @@ func TestRegistryOnAFullDisk(t *testing.T) {
 	full("a blob of unknown length", owner.do("PUT", withDigest(owner.begin("default/app"), d), struct{ io.Reader }{bytes.NewReader(big)}))
 	full("a blob at once", owner.do("POST", "default/app/blobs/uploads/?digest="+d.String(), struct{ io.Reader }{bytes.NewReader(big)}))
 
+	begun := owner.begin("default/app")
 	filler := filepath.Join(small, "filler")
 	if err := os.WriteFile(filler, big[:fill(t, small)], 0o600); err != nil {
 		t.Fatal(err)
 	}
 	little := noise(64<<10, 6)
-	full("a small blob", owner.do("PUT", withDigest(owner.begin("default/app"), digest.FromBytes(little)), bytes.NewReader(little)))
+	full("a new upload", owner.do("POST", "default/app/blobs/uploads/", nil))
+	full("a small blob", owner.do("PUT", withDigest(begun, digest.FromBytes(little)), bytes.NewReader(little)))
 	// Reading goes on.
 	owner.whole("default/app:v1")
 	// Not a byte is left, for the database neither.
