@@ -22,11 +22,6 @@ import (
 	"github.com/denia-paas/denia/registry"
 )
 
-// cacheKey begins the keys of what the cache holds: + project id + "/" + name
-// below the project. Like platform.RepositoryKey it holds ids, so that a rename
-// changes nothing in the registry.
-const cacheKey = "cache:"
-
 // openRegistry opens the registry and the port on which the Docker Engine
 // reaches it. The engine speaks plain HTTP with registries on loopback, and
 // there only; the Caddyfile may have no such listener, or another host's.
@@ -226,7 +221,7 @@ func (e *Engine) grant(ctx context.Context, project platform.Project, rest strin
 			return registry.Grant{}, nil
 		}
 		return registry.Grant{
-			Repo: cacheKey + string(project.ID) + "/" + rest, Pull: true,
+			Repo: registry.CachePrefix + string(project.ID) + "/" + rest, Pull: true,
 			Upstream: &registry.Upstream{Host: host, Repository: path, Fetch: role.Covers(platform.RoleOperator)},
 		}, nil
 	}

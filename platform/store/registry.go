@@ -193,7 +193,7 @@ func explainRegistry(err *error, doing string, args ...any) {
 		return
 	}
 	why := oci.ErrUnavailable
-	if platform.CodeOf(*err) == "disk_full" {
+	if platform.CodeOf(*err) == platform.CodeDiskFull {
 		why = oci.ErrNoSpace
 	}
 	*err = fmt.Errorf("%w: %w", why, *err)
