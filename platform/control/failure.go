@@ -94,6 +94,10 @@ func (s *supervisor) exited(ctx context.Context, d *platform.Deployment, replica
 	}
 	evidence.ExitCode = &replica.ExitCode
 	message := fmt.Sprintf("The process ended with exit code %d before it was ready.", replica.ExitCode)
+	if replica.ExitCode == 137 {
+		// Engines miss that a process was killed for its memory when it takes it all at once.
+		message = fmt.Sprintf("The process was killed (exit code 137) before it was ready, perhaps at its memory limit of %s: see resources.memory_bytes.", megabytes(d.Config.Resources.MemoryBytes))
+	}
 	if len(lines) > 0 {
 		message += " Its last lines are in the evidence."
 	} else {

@@ -122,6 +122,11 @@ func TestFailedCandidateTellsWhyAndLeavesTheOldAlone(t *testing.T) {
 			code:     platform.CodeOutOfMemory, message: "512.0 MiB",
 			evidence: func(e *platform.Evidence) bool { return e.OOMKilled },
 		},
+		"killed, the engine does not know why": {
+			behavior: platformtest.Behavior{Exits: -1, ExitCode: 137},
+			code:     platform.CodeContainerExited, message: "perhaps at its memory limit of 512.0 MiB",
+			evidence: func(e *platform.Evidence) bool { return *e.ExitCode == 137 },
+		},
 		"does not listen": {
 			behavior: platformtest.Behavior{Deaf: true}, soon: true,
 			code: platform.CodePortNotListening, message: "$PORT",
