@@ -333,6 +333,15 @@ func (h hosted) Touch(ctx context.Context, service platform.ID, d string) (bool,
 	return h.e.registry.Touch(ctx, platform.RepositoryKey(service), digest.Digest(d))
 }
 
+func (h hosted) Holds(ctx context.Context, service platform.ID, d string) (bool, error) {
+	return h.e.registry.Whole(ctx, platform.RepositoryKey(service), digest.Digest(d))
+}
+
+func (h hosted) Tagged(ctx context.Context, service platform.ID, tag string) (string, error) {
+	m, _, err := h.e.store.Registry().TaggedManifest(ctx, platform.RepositoryKey(service), tag)
+	return m.Digest.String(), err
+}
+
 func (h hosted) Tags(ctx context.Context, service platform.ID) (tags []string, err error) {
 	const page = 500
 	for last := ""; ; {
@@ -351,6 +360,8 @@ func (h hosted) Tags(ctx context.Context, service platform.ID) (tags []string, e
 func (h hosted) Untag(ctx context.Context, service platform.ID, tag string) error {
 	return h.e.registry.Untag(ctx, platform.RepositoryKey(service), tag)
 }
+
+func (h hosted) MakeRoom(bytes int64) { h.e.registry.MakeRoom(bytes) }
 
 func (h hosted) Drop(ctx context.Context, service platform.ID) error {
 	return h.e.registry.Drop(ctx, platform.RepositoryKey(service))

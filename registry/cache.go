@@ -61,6 +61,7 @@ type cache struct {
 
 	filled     atomic.Int64  // bytes stored since the budget was last looked at
 	collecting chan struct{} // holds one token while a collection runs
+	again      atomic.Bool   // another one has to follow it
 	last       atomic.Pointer[CacheCollection]
 }
 

@@ -206,6 +206,21 @@ func TestCacheGivesUpForWhatIsLittle(t *testing.T) {
 	})
 }
 
+// Whatever meets a full disk has the cache give up what was not used lately.
+func TestCacheMakesRoom(t *testing.T) {
+	w := newCacheWorld(t, func(c *registry.Config) { c.CacheBytes = 400_000 })
+	old, _ := w.pull("v1", 50_000)
+	w.pass(3 * time.Hour)
+	fresh, _ := w.pull("v2", 50_000)
+	w.eventually("the older image is given up", func() bool {
+		w.g.MakeRoom(1)
+		return !w.has(old)
+	})
+	if !w.has(fresh) {
+		t.Error("what was just used was given up first")
+	}
+}
+
 // Manifests are bytes, too: their number is bounded by the budget, and by the
 // disk.
 func TestCacheCountsManifests(t *testing.T) {

@@ -25,6 +25,14 @@ const (
 	// counted again.
 	budgetStep = 100
 
+	// leastRoom is what a full disk takes from the cache at once: work that
+	// meets a full disk needs more than the last byte.
+	leastRoom = 256 << 20
+
+	// roomPart is the part of the cache's budget that a full disk takes at
+	// most: whoever announces an upload that no disk holds must not empty it.
+	roomPart = 8
+
 	// evictPage is how many manifests are looked at in one run.
 	evictPage = 10_000
 
@@ -94,7 +102,7 @@ func (g *Registry) CacheStatus(ctx context.Context) (CacheStatus, error) {
 func (g *Registry) CacheCollect(ctx context.Context) (CacheCollection, error) {
 	select {
 	case g.cache.collecting <- struct{}{}:
-		defer func() { <-g.cache.collecting }()
+		defer g.cache.finish()
 	default:
 		return CacheCollection{}, ErrCollecting
 	}
@@ -116,6 +124,13 @@ func (h *cache) grown(n int64) {
 	h.background(func(context.Context) int64 { return budget })
 }
 
+// MakeRoom has the cache of other registries give up about n bytes, in the
+// background, because the disk lacks them, but no more than an eighth of its
+// budget at a time. What was used lately goes last.
+func (g *Registry) MakeRoom(n int64) {
+	g.cache.shrink(min(max(n, leastRoom), g.cfg.CacheBytes/roomPart))
+}
+
 // shrink makes the cache give up n bytes in the background, because the disk
 // lacks them.
 func (h *cache) shrink(n int64) {
@@ -128,21 +143,32 @@ func (h *cache) shrink(n int64) {
 	})
 }
 
-// background runs a collection to the budget, unless one is under way.
+// background runs a collection to the budget. While one is under way, which may
+// have counted already, it has another one follow.
 func (h *cache) background(budget func(ctx context.Context) int64) {
+	h.again.Store(true)
 	select {
 	case h.collecting <- struct{}{}:
+		h.again.Store(false)
 	default:
 		return
 	}
 	err := h.spawn(func(ctx context.Context) {
-		defer func() { <-h.collecting }()
+		defer h.finish()
 		if run := h.collect(ctx, budget(ctx), false); run.Err != nil && ctx.Err() == nil {
 			h.g.cfg.Log.ErrorContext(ctx, "registry could not bring the cache below its budget", "err", run.Err)
 		}
 	})
 	if err != nil {
 		<-h.collecting
+	}
+}
+
+// finish ends a collection, and begins the one that is to follow.
+func (h *cache) finish() {
+	<-h.collecting
+	if h.again.Load() {
+		h.background(func(context.Context) int64 { return h.g.cfg.CacheBytes })
 	}
 }
 

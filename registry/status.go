@@ -54,6 +54,16 @@ func (g *Registry) Touch(ctx context.Context, repo string, d digest.Digest) (boo
 	return found, nil
 }
 
+// Whole tells whether the repository has a manifest and, at any depth,
+// everything it needs: whether it can be pulled.
+func (g *Registry) Whole(ctx context.Context, repo string, d digest.Digest) (bool, error) {
+	whole, err := g.cfg.Metadata.Whole(ctx, repo, d)
+	if err != nil {
+		return false, fmt.Errorf("checking manifest %s: %w", d, err)
+	}
+	return whole, nil
+}
+
 // Drop removes the repository with that key and all whose key begins with
 // key + "/", leases or not, and has what only they needed collected. It does
 // not wait for that.

@@ -346,13 +346,14 @@ func readUntilFull(r io.Reader, buf []byte) (n int, err error) {
 }
 
 // checkSpace fails with errDiskFull when n more bytes would eat into the
-// reserve.
+// reserve. The cache then gives up what is missing, for the next to ask.
 func (g *Registry) checkSpace(ctx context.Context, n int64) error {
 	free, err := g.cfg.Storage.Free(ctx)
 	if err != nil {
 		return fmt.Errorf("asking for the free space: %w", err)
 	}
-	if free-n < g.cfg.ReserveBytes {
+	if missing := n + g.cfg.ReserveBytes - free; missing > 0 {
+		g.MakeRoom(missing)
 		return errDiskFull
 	}
 	return nil

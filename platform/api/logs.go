@@ -178,7 +178,7 @@ func (a *API) follow(ctx context.Context, key string, after telemetry.Cursor, q 
 	ctx, cancel := context.WithCancel(ctx)
 	follower, err := a.Logs.Follow(ctx, key, after, q)
 	if platform.CodeOf(err) == "bad_cursor" {
-		// An id nobody was given: the status is sent already, so begin anew.
+		// An id nobody was given. A client that repeats it would never get on.
 		follower, err = a.Logs.Follow(ctx, key, "", q)
 	}
 	if err != nil {
@@ -218,12 +218,15 @@ func (a *API) streamServiceLogs(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, err)
 		return
 	}
+	// Whoever has the status misses no line from then on, so the log is followed
+	// before it is sent.
+	entries, stop, err := a.follow(r.Context(), serviceLogKey(c.service.ID), telemetry.Cursor(lastEventID(r)), query)
+	if err != nil {
+		fail(w, r, err)
+		return
+	}
+	defer stop()
 	a.stream(w, r, func(ctx context.Context, out *sse) error {
-		entries, stop, err := a.follow(ctx, serviceLogKey(c.service.ID), telemetry.Cursor(lastEventID(r)), query)
-		if err != nil {
-			return err
-		}
-		defer stop()
 		alive := time.NewTicker(keepAlive)
 		defer alive.Stop()
 		for {
@@ -300,20 +303,21 @@ func (a *API) streamDeploymentLogs(w http.ResponseWriter, r *http.Request) {
 	}
 	s := &deploymentStream{api: a, id: c.deployment.ID, role: c.identity().RoleIn(c.service.ProjectID)}
 	s.cursor, s.state = parseDeploymentEventID(lastEventID(r))
+	entries, stop, err := a.follow(r.Context(), deploymentLogKey(s.id), s.cursor, query)
+	if err != nil {
+		fail(w, r, err)
+		return
+	}
+	defer stop()
 	a.stream(w, r, func(ctx context.Context, out *sse) error {
 		s.out = out
-		return s.run(ctx, query)
+		return s.run(ctx, entries)
 	})
 }
 
-func (s *deploymentStream) run(ctx context.Context, query telemetry.Query) error {
+func (s *deploymentStream) run(ctx context.Context, entries <-chan entry) error {
 	changed, unsubscribe := s.api.Plane.Subscribe(s.id)
 	defer unsubscribe()
-	entries, stop, err := s.api.follow(ctx, deploymentLogKey(s.id), s.cursor, query)
-	if err != nil {
-		return err
-	}
-	defer stop()
 	finished, err := s.sendState(ctx)
 	if err != nil {
 		return err

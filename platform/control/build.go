@@ -324,7 +324,8 @@ func (p *Plane) redactor(d platform.Deployment) *secret.Redactor {
 }
 
 // CheckReserve refuses work that would fill the data directory's disk, with
-// disk_full and the numbers.
+// disk_full and the numbers, and has the registry's cache make room for the
+// next.
 func (p *Plane) CheckReserve() error {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(p.DataDir, &fs); err != nil {
@@ -332,6 +333,7 @@ func (p *Plane) CheckReserve() error {
 	}
 	free := int64(fs.Bavail) * int64(fs.Bsize)
 	if free < p.DiskReserve {
+		p.Registry.MakeRoom(p.DiskReserve - free)
 		return platform.Errorf(platform.Unavailable, platform.CodeDiskFull,
 			"The data directory's disk has %s free and keeps a reserve of %s. Free space there and try again.", megabytes(free), megabytes(p.DiskReserve))
 	}

@@ -125,7 +125,8 @@ func (p *Plane) wantCopies(ctx context.Context) error {
 	return nil
 }
 
-// copyReleases copies what of a service's kept releases is not in the registry.
+// copyReleases copies what of a service's kept releases is not in the registry,
+// or is no longer: a copy may be damaged, or its directory lost.
 func (p *Plane) copyReleases(ctx context.Context, service platform.ID) error {
 	if p.Registry.Address() == "" {
 		return nil // the engine has no way to it
@@ -135,13 +136,23 @@ func (p *Plane) copyReleases(ctx context.Context, service platform.ID) error {
 		return fmt.Errorf("reading past releases: %w", err)
 	}
 	manifests := map[string]string{} // by digest in the engine
+	held := map[string]bool{} // by manifest
 	for _, d := range releases {
-		if d.Artifact.ManifestDigest != "" {
-			manifests[d.Artifact.Digest] = d.Artifact.ManifestDigest
+		manifest := d.Artifact.ManifestDigest
+		if manifest == "" {
+			continue
+		}
+		there, err := p.Registry.Holds(ctx, service, manifest)
+		if err != nil {
+			return err
+		}
+		if there {
+			held[manifest] = true
+			manifests[d.Artifact.Digest] = manifest
 		}
 	}
 	for _, d := range releases {
-		if d.Artifact.ManifestDigest != "" {
+		if held[d.Artifact.ManifestDigest] {
 			continue
 		}
 		manifest, err := p.copyRelease(ctx, d, manifests[d.Artifact.Digest])

@@ -138,6 +138,9 @@ func TestPushWaitsForARegistryThatIsStarting(t *testing.T) {
 func TestPushOfAnImageThatIsGoneFails(t *testing.T) {
 	w := start(t)
 	service := w.service(spec("web"))
+	w.hub.mu.Lock()
+	w.hub.tags[service.ID] = map[string]string{"latest": "sha256:gone"}
+	w.hub.mu.Unlock()
 	d, _, err := w.Push(t.Context(), control.PushEvent{Service: service.ID, Tag: "latest", Digest: "sha256:gone", Actor: "pusher"})
 	check(t, err)
 	d = w.become(d.ID, platform.Failed)
@@ -184,6 +187,27 @@ func TestExternalImagesAreHadWithoutARegistry(t *testing.T) {
 	if got := w.images.pulledAs(); !slices.Equal(got, []string{"app:1"}) {
 		t.Errorf("the engine pulled %v", got)
 	}
+}
+
+// Of two pushes to a tag at once it is the tag that decides, not which of them
+// is told of last.
+func TestPushThatWasOvertakenDeploysNothing(t *testing.T) {
+	w := start(t)
+	service := w.service(spec("web"))
+	w.hub.knows("default/web", service.ID)
+	w.hub.mu.Lock()
+	w.hub.put(service.ID, "latest", "app:1")
+	w.hub.mu.Unlock()
+	later, made := w.push(service.ID, "latest", "app:2")
+	if !made {
+		t.Fatal("the later push made no deployment")
+	}
+	_, made, err := w.Push(t.Context(), control.PushEvent{Service: service.ID, Tag: "latest", Digest: manifest("app:1"), Actor: "pusher"})
+	check(t, err)
+	if made {
+		t.Error("the push that was overtaken made a deployment")
+	}
+	w.become(later.ID, platform.Healthy)
 }
 
 func TestReleasesAreCopiedIntoTheRegistry(t *testing.T) {
@@ -239,6 +263,19 @@ func TestCopyIsTakenUpAfterARestart(t *testing.T) {
 	w.hub.setAway(false)
 	w.restart()
 	w.copied(d.ID)
+}
+
+// What the registry has lost is copied anew while the engine has the image.
+func TestCopyThatWasLostIsMadeAgain(t *testing.T) {
+	w := start(t)
+	service, d := w.running(spec("web"), "app:1")
+	w.copied(d.ID)
+	w.hub.forget(manifest("app:1"))
+	w.become(w.deploy(service.ID, "app:2").ID, platform.Healthy) // has the copies looked at
+	w.await("the first release is copied again", func() bool {
+		there, err := w.hub.Holds(t.Context(), service.ID, manifest("app:1"))
+		return err == nil && there
+	})
 }
 
 func TestRollbackBringsALostImageBack(t *testing.T) {

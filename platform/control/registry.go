@@ -23,10 +23,22 @@ type Registry interface {
 	// while, hours rather than minutes. False: it is not there.
 	Touch(ctx context.Context, service platform.ID, digest string) (bool, error)
 
+	// Holds tells whether the service's repository has a manifest and all that
+	// is needed to pull it.
+	Holds(ctx context.Context, service platform.ID, digest string) (bool, error)
+
+	// Tagged is the digest of what a tag of the service's repository means now;
+	// empty when there is no such tag.
+	Tagged(ctx context.Context, service platform.ID, tag string) (digest string, err error)
+
 	// Tags lists the tags of the service's repository, Untag removes one. A
 	// tag or repository that does not exist is no error.
 	Tags(ctx context.Context, service platform.ID) ([]string, error)
 	Untag(ctx context.Context, service platform.ID, tag string) error
+
+	// MakeRoom has the registry give up about so many bytes that it can fetch
+	// again, in the background.
+	MakeRoom(bytes int64)
 
 	// Drop removes the service's repository and those below it.
 	Drop(ctx context.Context, service platform.ID) error
@@ -45,7 +57,8 @@ type PushEvent struct {
 // follows. The configuration in force now is frozen, and a stopped service is
 // started, as by Deploy. It returns false when nothing has to be done: the tag
 // means nothing here, or what is coming up, or is active, has that digest
-// already. It waits for the store only.
+// already, or the tag has moved on: then another push is told of, or was. It
+// waits for the store only.
 func (p *Plane) Push(ctx context.Context, e PushEvent) (platform.Deployment, bool, error) {
 	if _, copied := platform.ParseReleaseTag(e.Tag); copied {
 		return platform.Deployment{}, false, nil // Denia's own
@@ -58,6 +71,11 @@ func (p *Plane) Push(ctx context.Context, e PushEvent) (platform.Deployment, boo
 	}
 	if service.WithDefaults().FollowTag != e.Tag {
 		return platform.Deployment{}, false, nil
+	}
+	// Two pushes at once may be told of in another order than they set the tag.
+	now, err := p.Registry.Tagged(ctx, service.ID, e.Tag)
+	if err != nil || now != e.Digest {
+		return platform.Deployment{}, false, err
 	}
 	project, err := p.Store.Project(ctx, service.ProjectID)
 	if err != nil {

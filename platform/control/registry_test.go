@@ -107,6 +107,19 @@ func (h *hub) Touch(_ context.Context, _ platform.ID, digest string) (bool, erro
 	return there, nil
 }
 
+func (h *hub) Holds(_ context.Context, _ platform.ID, digest string) (bool, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, there := h.images[digest]
+	return there, nil
+}
+
+func (h *hub) Tagged(_ context.Context, service platform.ID, tag string) (string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tags[service][tag], nil
+}
+
 func (h *hub) Tags(_ context.Context, service platform.ID) ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -119,6 +132,8 @@ func (h *hub) Untag(_ context.Context, service platform.ID, tag string) error {
 	delete(h.tags[service], tag)
 	return nil
 }
+
+func (h *hub) MakeRoom(int64) {}
 
 func (h *hub) Drop(_ context.Context, service platform.ID) error {
 	h.mu.Lock()

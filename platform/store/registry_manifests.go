@@ -205,6 +205,19 @@ func (g *Registry) TaggedManifest(ctx context.Context, repo, tag string) (m oci.
 		JOIN registry_manifests m ON m.repo = t.repo AND m.digest = t.digest WHERE t.repo = $1 AND t.name = $2`, []byte(repo), []byte(tag))
 }
 
+// Whole implements oci.Metadata.
+func (g *Registry) Whole(ctx context.Context, repo string, d digest.Digest) (whole bool, err error) {
+	defer explainRegistry(&err, "looking whether manifest %s is whole", d)
+	return exists(ctx, g.read(), `WITH RECURSIVE tree (digest) AS (
+			SELECT digest FROM registry_manifests WHERE repo = $1 AND digest = $2
+			UNION
+			SELECT e.child FROM tree t JOIN registry_edges e ON e.repo = $1 AND e.parent = t.digest)
+		SELECT 1 WHERE EXISTS (SELECT 1 FROM tree) AND NOT EXISTS (SELECT 1 FROM tree t
+			WHERE NOT EXISTS (SELECT 1 FROM registry_manifests m WHERE m.repo = $1 AND m.digest = t.digest)
+			AND NOT EXISTS (SELECT 1 FROM registry_links l JOIN registry_blobs b ON b.digest = l.digest
+				WHERE l.repo = $1 AND l.digest = t.digest AND b.state = 'live'))`, []byte(repo), pack(d))
+}
+
 // RenewManifest implements oci.Metadata.
 func (g *Registry) RenewManifest(ctx context.Context, repo string, d digest.Digest, lease time.Time) (found bool, err error) {
 	defer explainRegistry(&err, "renewing the lease of manifest %s", d)

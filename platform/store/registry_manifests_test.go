@@ -449,3 +449,32 @@ func TestRegistry_CheckTag(t *testing.T) {
 		checked(hour(2), hour(2)) // the clock was ahead
 	})
 }
+
+func TestRegistry_WholeManifests(t *testing.T) {
+	onEachRegistry(t, func(t *testing.T, g *store.Registry) {
+		whole := func(name string, want bool) {
+			t.Helper()
+			equal(t, name+" is whole", get(g.Whole(t.Context(), "a", of(name))).or(t), want)
+		}
+		whole("app", false)
+		commit(t, g, "a", "x", hour(1))
+		commit(t, g, "a", "y", hour(1))
+		whole("x", false) // a blob is no manifest
+		put(t, g, "a", image("app", "x", "y"), hour(1))
+		put(t, g, "a", image("other", "y"), hour(1))
+		put(t, g, "a", index("both", "app", "other"), hour(1))
+		for _, name := range []string{"app", "other", "both"} {
+			whole(name, true)
+		}
+		equal(t, "whole in another repository", get(g.Whole(t.Context(), "b", of("app"))).or(t), false)
+
+		get(g.Quarantine(t.Context(), of("x"))).or(t)
+		whole("app", false)
+		whole("other", true)
+		whole("both", false)
+		get(g.Heal(t.Context(), of("x"))).or(t)
+		get(g.DeleteManifest(t.Context(), "a", of("other"))).or(t)
+		whole("app", true)
+		whole("both", false)
+	})
+}

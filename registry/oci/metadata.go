@@ -61,6 +61,10 @@ type Metadata interface {
 	Manifest(ctx context.Context, repo string, d digest.Digest) (Manifest, bool, error)
 	TaggedManifest(ctx context.Context, repo, tag string) (Manifest, bool, error)
 
+	// Whole tells whether a manifest is there and everything it keeps an edge
+	// to, at any depth: manifests of the repository, and live, linked blobs.
+	Whole(ctx context.Context, repo string, d digest.Digest) (bool, error)
+
 	// RenewManifest extends the lease of a manifest. False: it is not there.
 	RenewManifest(ctx context.Context, repo string, d digest.Digest, lease time.Time) (bool, error)
 
