@@ -126,7 +126,11 @@ func (s *Disk) Create(_ context.Context, id string) (Upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, ownerFile)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, ownerFile)
+	if err != nil {
+		return nil, err
+	}
+	return &diskUpload{file: f}, nil
 }
 
 // Resume opens an upload for appending at offset.
@@ -143,7 +147,7 @@ func (s *Disk) Resume(_ context.Context, id string, offset int64) (Upload, error
 		f.Close()
 		return nil, err
 	}
-	return f, nil
+	return &diskUpload{file: f, size: offset}, nil
 }
 
 func cutAt(f *os.File, offset int64) error {

@@ -285,14 +285,14 @@ func (c *call) receive(s *session, body io.Reader, length int64) (err error) {
 		}
 	}()
 
-	buf := takeBuffer()
-	defer giveBuffer(buf)
+	buf, done := takeBlock(length)
+	defer done()
 	for unchecked := 0; ; {
-		n, reading := readUntilFull(body, *buf)
+		n, reading := readUntilFull(body, buf)
 		if n > 0 {
 			s.saved = false
-			s.hash.Write((*buf)[:n])
-			if _, err := out.Write((*buf)[:n]); err != nil {
+			s.hash.Write(buf[:n])
+			if _, err := out.Write(buf[:n]); err != nil {
 				return fmt.Errorf("writing upload %s: %w", s.id, err)
 			}
 			s.size.Add(int64(n))

@@ -136,7 +136,7 @@ func (p *Plane) copyReleases(ctx context.Context, service platform.ID) error {
 		return fmt.Errorf("reading past releases: %w", err)
 	}
 	manifests := map[string]string{} // by digest in the engine
-	held := map[string]bool{} // by manifest
+	held := map[string]bool{}        // by manifest
 	for _, d := range releases {
 		manifest := d.Artifact.ManifestDigest
 		if manifest == "" {

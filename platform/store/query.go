@@ -57,11 +57,18 @@ func (s *Store) write(ctx context.Context, fn func(tx) error) error {
 			return fmt.Errorf("waiting for writers of other processes: %w", err)
 		}
 	}
-	if err := fn(tx{q: t, now: now()}); err != nil {
+	q := queryer(t)
+	if s.prepared != nil {
+		q = preparedTx{t, s.prepared}
+	}
+	if err := fn(tx{q: q, now: now()}); err != nil {
 		return err
 	}
 	if err := t.Commit(); err != nil {
 		return fmt.Errorf("committing: %w", err)
+	}
+	if s.prepared != nil {
+		s.prepared.grow(context.WithoutCancel(ctx))
 	}
 	return nil
 }

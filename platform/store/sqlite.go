@@ -29,13 +29,14 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 		return fmt.Errorf("preparing %s: %w", path, err)
 	}
 	s.writes.SetMaxOpenConns(1)
-	s.reads, err = sql.Open("sqlite", sqliteDSN(path, "_query_only", "true"))
+	s.prepared = newPrepared(s.writes)
+	s.reads, err = sql.Open("sqlite", sqliteDSN(path, "_query_only", "true", "cache_size(-512)"))
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", path, err)
 	}
 	s.reads.SetMaxOpenConns(4)
 	s.reads.SetMaxIdleConns(2)
-	s.reads.SetConnMaxIdleTime(time.Minute) // each holds up to 2 MiB of cache
+	s.reads.SetConnMaxIdleTime(time.Minute) // each holds up to 512 KiB of cache
 
 	if err := s.writes.PingContext(ctx); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -46,15 +47,15 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 	return s.prepare(ctx)
 }
 
-func sqliteDSN(path, key, value string) string {
+func sqliteDSN(path, key, value string, pragmas ...string) string {
 	query := url.Values{
-		"_pragma": {
+		"_pragma": append([]string{
 			"busy_timeout(10000)", // another process, such as a backup, may hold the file
 			"journal_mode(WAL)",
 			"synchronous(FULL)", // a deployment that was answered for survives a power cut
 			"foreign_keys(ON)",
 			"journal_size_limit(16777216)", // gives the log's disk space back after a burst
-		},
+		}, pragmas...),
 		key: {value},
 	}
 	dsn := url.URL{Scheme: "file", Path: filepath.ToSlash(path), RawQuery: query.Encode()}

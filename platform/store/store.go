@@ -48,6 +48,7 @@ type Store struct {
 	reads        *sql.DB
 	writes       *sql.DB
 	turn         chan struct{} // holds a token while a transaction writes: waiting takes no connection from readers
+	prepared     *prepared     // statements of SQLite's transactions; nil: the driver keeps them
 	exclusive    string        // statement that also keeps other processes from writing; empty when Begin does
 	release      func()        // frees what the two handles do not own
 	instance     string

@@ -172,6 +172,9 @@ func (b *bench) inTurns(ctx context.Context, items []item) error {
 	for round := range b.rounds {
 		order := slices.Concat(items[round%len(items):], items[:round%len(items)])
 		for _, i := range order {
+			// What one has written is not to be on its way to the disk while the
+			// next is measured.
+			syscall.Sync()
 			s, err := i.run(ctx)
 			if err != nil {
 				return fmt.Errorf("%s of %s: %w", i.measure, i.of, err)

@@ -99,10 +99,10 @@ func (r *report) results(measures ...string) (found []*result) {
 func (r *report) transferTable(p *page) {
 	rows := [][]string{{"", "", "CPU s/GiB", "of SHA-256 alone, or of nginx", "with the client's", "MB/s", "memory before", "peak"}}
 	hash := r.value(mHash, thisProgram, "cpu_s_per_gib")
-	for _, f := range r.results(mHash, mPush, mStream, mPushDisk, mParallel, mGet, mImagePush, mImagePull) {
+	for _, f := range r.results(mHash, mPush, mStream, mParallel, mGet, mImagePush, mImagePull) {
 		beside := ""
 		switch f.Measure {
-		case mPush, mStream, mPushDisk, mParallel:
+		case mPush, mStream, mParallel:
 			beside = times(f.get("cpu_s_per_gib") / hash)
 		case mGet:
 			beside = times(f.get("cpu_s_per_gib") / r.value(mGet, "nginx", "cpu_s_per_gib"))
@@ -113,7 +113,7 @@ func (r *report) transferTable(p *page) {
 		return
 	}
 	p.printf("## Transfers\n\n")
-	p.printf("A 201 says that the blob is durable, in so far as what it is stored on is. The smallest handler hashes what comes, writes and syncs it, and does nothing else that a registry does. Over loopback the kernel does the network's work of both ends for whoever happens to run, and books it there; so GETs are judged by what server and client need together, with a client that has the kernel throw away what comes. A GET is of pages in memory; nginx and Caddy send the very file that Denia has. Memory in MiB, all of it resident; idle:")
+	p.printf("A 201 says that the blob is durable, in so far as what it is stored on is. The smallest handler hashes what comes, writes it past the page cache and syncs it, and does nothing else that a registry does: Go can do with no less. Over loopback the kernel does the network's work of both ends for whoever happens to run, and books it there; so GETs are judged by what server and client need together, with a client that has the kernel throw away what comes. A GET is of pages in memory; nginx and Caddy send the very file that Denia has. Memory in MiB, all of it resident; idle:")
 	separator := " "
 	for _, f := range r.results("idle") {
 		p.printf("%s%s %s", separator, f.Of, f.cell("rss_mib"))

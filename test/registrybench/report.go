@@ -197,7 +197,7 @@ func (r *report) judge() {
 	for _, measure := range []string{mPush, mStream} {
 		check(measure+": CPU, of SHA-256 alone", r.value(measure, denia, "cpu_s_per_gib")/hash, 2, false, "x")
 	}
-	for _, measure := range []string{mPush, mStream, mPushDisk} {
+	for _, measure := range []string{mPush, mStream} {
 		check(measure+": CPU, of the smallest handler's", r.value(measure, denia, "cpu_s_per_gib")/r.value(measure, smallestName, "cpu_s_per_gib"), 1.1, false, "x")
 	}
 	// Over loopback the kernel does the network's work of both ends for whoever
@@ -209,7 +209,7 @@ func (r *report) judge() {
 	check(fmt.Sprintf("HEAD by tag with %d tags: requests a second, of those with one", r.Settings.Tags), r.value(mHeadMany, denia, "req_per_s")/few, 0.9, true, "x")
 	check("durable blob of 64 KiB", r.value(mDurable, denia, "p50_ms"), 3, false, "ms")
 	idle := r.value("idle", denia, "rss_mib")
-	for _, measure := range []string{mPush, mStream, mPushDisk, mParallel, mGet, mImagePush, mImagePull, mHead, mGetTag, mHeadTurn} {
+	for _, measure := range []string{mPush, mStream, mParallel, mGet, mImagePush, mImagePull, mHead, mGetTag, mHeadTurn} {
 		check("peak memory above idle, "+measure, r.value(measure, denia, "rss_peak_mib")-idle, 32, false, "MiB")
 	}
 	for _, probe := range []string{"head_", "put_"} {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -24,10 +23,9 @@ import (
 // Names of what is measured; the report looks for them.
 const (
 	mHash       = "sha256 alone"
-	mPush       = "push into memory, POST+PUT"
-	mStream     = "push into memory, POST+PATCH+PUT"
-	mPushDisk   = "push onto disk, POST+PUT"
-	mParallel   = "push onto disk, 4 at once"
+	mPush       = "push, POST+PUT"
+	mStream     = "push, POST+PATCH+PUT"
+	mParallel   = "push, 4 at once"
 	mGet        = "GET blob"
 	mDurable    = "push of 64 KiB"
 	mImagePush  = "image of ten layers, push"
@@ -42,44 +40,18 @@ const (
 )
 
 // pushes measures one large blob, beside the hash alone and beside the smallest
-// handler: into memory, where the registry's own work shows, and onto the disk,
-// where the file system's is on top.
+// handler.
 func (b *bench) pushes(ctx context.Context) error {
-	memory, err := os.MkdirTemp("/dev/shm", "registrybench-")
+	small, err := b.startSmallest(ctx, b.dir)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(memory)
-	var servers []*registry
-	defer func() {
-		for _, g := range servers {
-			g.end()
-		}
-	}()
-	start := func(g *registry, err error) error {
-		if err == nil {
-			servers = append(servers, g)
-		}
-		return err
-	}
-	if err := errors.Join(
-		start(b.startSmallest(ctx, memory)),
-		start(b.startDenia(ctx, b.denia.name, memory)),
-		start(b.startDocker(ctx, memory)),
-		start(b.startSmallest(ctx, b.dir)),
-	); err != nil {
-		return err
-	}
+	defer small.end()
 	items := []item{{mHash, thisProgram, b.hash}}
-	add := func(measure string, g *registry, streamed bool) {
-		items = append(items, item{measure, g.name, func(ctx context.Context) (sample, error) { return b.push(ctx, g, streamed) }})
-	}
-	for _, g := range servers[:3] {
-		add(mPush, g, false)
-		add(mStream, g, true)
-	}
-	for _, g := range []*registry{servers[3], b.denia, b.docker} {
-		add(mPushDisk, g, false)
+	for _, g := range []*registry{small, b.denia, b.docker} {
+		for measure, streamed := range map[string]bool{mPush: false, mStream: true} {
+			items = append(items, item{measure, g.name, func(ctx context.Context) (sample, error) { return b.push(ctx, g, streamed) }})
+		}
 	}
 	return b.inTurns(ctx, items)
 }

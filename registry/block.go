@@ -1,0 +1,60 @@
+package registry
+
+import "unsafe"
+
+const (
+	// blockBytes is what large uploads are written in: past the page cache,
+	// where the storage can do that. The cache would copy every byte once more
+	// and then be written out by a sync that waits for it, which takes about as
+	// much time of the processor as hashing the bytes.
+	blockBytes = 1 << 20
+
+	// blockAlign is the alignment, in memory and in the file, that every file
+	// system is content with.
+	blockAlign = 4096
+
+	// maxBlocks bounds how many uploads have a block at a time, and thereby the
+	// memory of all of them. Others do with a buffer.
+	maxBlocks = 8
+)
+
+// blocks holds the blocks that nobody uses, and room for those not made yet.
+var blocks = func() chan []byte {
+	free := make(chan []byte, maxBlocks)
+	for range maxBlocks {
+		free <- nil
+	}
+	return free
+}()
+
+// takeBlock returns what to receive so many bytes into (-1: unknown): a block
+// if they may be many and one is free, else a buffer. Call the result's second
+// part when done.
+func takeBlock(length int64) ([]byte, func()) {
+	if length < 0 || length >= blockBytes {
+		select {
+		case block := <-blocks:
+			if block == nil {
+				block = newBlock()
+			}
+			return block, func() { blocks <- block }
+		default:
+		}
+	}
+	buf := takeBuffer()
+	return *buf, func() { giveBuffer(buf) }
+}
+
+func newBlock() []byte {
+	room := make([]byte, blockBytes+blockAlign)
+	skip := (blockAlign - addressOf(room)%blockAlign) % blockAlign
+	return room[skip : skip+blockBytes : skip+blockBytes]
+}
+
+// aligned tells whether the kernel can write p to a file at that offset without
+// a copy of its own.
+func aligned(p []byte, offset int64) bool {
+	return len(p) > 0 && len(p)%blockAlign == 0 && offset%blockAlign == 0 && addressOf(p)%blockAlign == 0
+}
+
+func addressOf(p []byte) int { return int(uintptr(unsafe.Pointer(unsafe.SliceData(p)))) }
