@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/denia-paas/denia/platform/source"
+	"github.com/denia-paas/denia/platform/telemetry"
 )
 
 func init() {
@@ -76,9 +78,16 @@ type App struct {
 	Logs     Logs     `json:"logs,omitzero"`
 	Registry Registry `json:"registry,omitzero"`
 
-	engine atomic.Pointer[Engine]
-	ctx    caddy.Context
-	key    string // of the engine in the pool, once started
+	Certificates Certificates `json:"certificates,omitzero"`
+	Domains      Domains      `json:"domains,omitzero"`
+
+	engine  atomic.Pointer[Engine]
+	started chan struct{} // closed when it has, or never will
+	settle  func()        // closes started
+	ctx     caddy.Context
+	key     string // of the engine in the pool, once started
+	tls     *tlsView
+	early   earlyVault
 }
 
 // Uploads bound build contexts. A change needs a restart, as for Builds,
@@ -99,11 +108,13 @@ type Builds struct {
 	KeepReleases int            `json:"keep_releases,omitempty"` // images kept per service for rolling back; default 5
 }
 
-// Ingress bounds requests that wait for a replica.
+// Ingress bounds requests that wait for a replica, and what is kept of those
+// that have ended.
 type Ingress struct {
-	WaitTimeout caddy.Duration `json:"wait_timeout,omitempty"` // default 30s
-	MaxWaiting  int            `json:"max_waiting,omitempty"`  // per service; default 1000
-	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"` // default 2s
+	WaitTimeout   caddy.Duration `json:"wait_timeout,omitempty"`   // default 30s
+	MaxWaiting    int            `json:"max_waiting,omitempty"`    // per service; default 1000
+	DialTimeout   caddy.Duration `json:"dial_timeout,omitempty"`   // default 2s
+	RequestsBytes int64          `json:"requests_bytes,omitempty"` // access entries, per service; default 20 MiB
 }
 
 // Logs bound what is kept of each service's output.
@@ -126,6 +137,27 @@ type Registry struct {
 	ScrubBytes       int64          `json:"scrub_bytes,omitempty"`        // checked for damage each day; default 20 GiB
 }
 
+// Domains say how claims to host names are proven. A change needs a restart.
+type Domains struct {
+	// AllowPrivate lets host names lead to private, loopback and link-local
+	// addresses. Whoever may attach domains can then have Denia send a GET to
+	// any host it reaches.
+	AllowPrivate bool `json:"allow_private,omitempty"`
+
+	// Resolver is the DNS server to ask, as "ip:port". Default: the system's.
+	Resolver string `json:"resolver,omitempty"`
+
+	Recheck       caddy.Duration `json:"recheck,omitempty"`        // of verified domains; default 24h
+	ChallengePort int            `json:"challenge_port,omitempty"` // where hosts are asked for the challenge; default 80
+}
+
+// Certificates bound how many new certificates are ordered of authorities. The
+// defaults keep below Let's Encrypt's limits.
+type Certificates struct {
+	OrdersPerHour   int `json:"orders_per_hour,omitempty"`   // default 100
+	OrdersPerDomain int `json:"orders_per_domain,omitempty"` // below one registered domain in seven days; default 50
+}
+
 // CaddyModule returns the module's id and constructor.
 func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "denia", New: func() caddy.Module { return new(App) }}
@@ -134,6 +166,8 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // Provision fills defaults. It does nothing that `caddy validate` must not.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
+	a.started = make(chan struct{})
+	a.settle = sync.OnceFunc(func() { close(a.started) })
 	a.replace()
 	a.DataDir = cmp.Or(a.DataDir, "./data")
 	a.Database = cmp.Or(a.Database, "sqlite")
@@ -151,6 +185,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.Ingress.WaitTimeout = cmp.Or(a.Ingress.WaitTimeout, caddy.Duration(30*time.Second))
 	a.Ingress.MaxWaiting = cmp.Or(a.Ingress.MaxWaiting, 1000)
 	a.Ingress.DialTimeout = cmp.Or(a.Ingress.DialTimeout, caddy.Duration(2*time.Second))
+	a.Ingress.RequestsBytes = cmp.Or(a.Ingress.RequestsBytes, telemetry.DefaultRequestBytes)
 	a.Logs.MaxBytes = cmp.Or(a.Logs.MaxBytes, 100<<20)
 	a.Registry.Lease = cmp.Or(a.Registry.Lease, caddy.Duration(24*time.Hour))
 	a.Registry.UploadTTL = cmp.Or(a.Registry.UploadTTL, caddy.Duration(24*time.Hour))
@@ -158,7 +193,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.Registry.CacheBytes = cmp.Or(a.Registry.CacheBytes, 10<<30)
 	a.Registry.CacheTTL = cmp.Or(a.Registry.CacheTTL, caddy.Duration(5*time.Minute))
 	a.Registry.ScrubBytes = cmp.Or(a.Registry.ScrubBytes, 20<<30)
-	return nil
+	a.Certificates.OrdersPerHour = cmp.Or(a.Certificates.OrdersPerHour, 100)
+	a.Certificates.OrdersPerDomain = cmp.Or(a.Certificates.OrdersPerDomain, 50)
+	a.Domains.Recheck = cmp.Or(a.Domains.Recheck, caddy.Duration(24*time.Hour))
+	a.Domains.ChallengePort = cmp.Or(a.Domains.ChallengePort, 80)
+	return a.listen(ctx)
 }
 
 // Validate checks what can be checked without touching anything.
@@ -196,15 +235,20 @@ func (a *App) Start() error {
 			return fmt.Errorf("denia: %w", err)
 		}
 	}
-	a.key = key
-	for _, collector := range engine.registry.Collectors() {
+	for _, collector := range engine.collectors() {
 		var already prometheus.AlreadyRegisteredError
 		if err := a.ctx.GetMetricsRegistry().Register(collector); err != nil && !errors.As(err, &already) {
 			log.Error("registering metrics failed", "error", err)
 		}
 	}
+	if a.tls, err = newTLSView(a.ctx); err != nil {
+		_, _ = engines.Delete(key)
+		return fmt.Errorf("denia: reading the TLS configuration: %w", err)
+	}
+	a.key = key
 	a.engine.Store(engine)
-	return nil
+	a.settle()
+	return a.early.release()
 }
 
 // Stop gives the Engine back; a reload has the new configuration hold it
@@ -221,9 +265,27 @@ func (a *App) Stop() error {
 	return nil
 }
 
+// Cleanup gives back what was taken by a configuration that never started.
+func (a *App) Cleanup() error {
+	if a.settle != nil {
+		a.settle()
+	}
+	return a.early.release()
+}
+
+// current is the process's Engine, also while this configuration is about to
+// take it over from the one before; nil when there is none yet.
+func (a *App) current() *Engine {
+	if engine := a.engine.Load(); engine != nil {
+		return engine
+	}
+	return running.Load()
+}
+
 // Interface guards
 var (
-	_ caddy.App         = (*App)(nil)
-	_ caddy.Provisioner = (*App)(nil)
-	_ caddy.Validator   = (*App)(nil)
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.Validator    = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
 )

@@ -57,9 +57,10 @@ func init() {
 //			keep_releases <number>
 //		}
 //		ingress {
-//			wait_timeout <duration>
-//			max_waiting  <number>
-//			dial_timeout <duration>
+//			wait_timeout  <duration>
+//			max_waiting   <number>
+//			dial_timeout  <duration>
+//			requests_size <size>
 //		}
 //		logs {
 //			max_size <size>
@@ -71,6 +72,16 @@ func init() {
 //			cache_size    <size>
 //			cache_ttl     <duration>
 //			scrub_per_day <size>
+//		}
+//		domains {
+//			allow_private
+//			resolver       <ip:port>
+//			recheck        <duration>
+//			challenge_port <number>
+//		}
+//		certificates {
+//			orders_per_hour   <number>
+//			orders_per_domain <number>
 //		}
 //	}
 func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
@@ -101,9 +112,10 @@ func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 			"keep_releases": number(&app.Builds.KeepReleases),
 		},
 		"ingress": {
-			"wait_timeout": duration(&app.Ingress.WaitTimeout),
-			"max_waiting":  number(&app.Ingress.MaxWaiting),
-			"dial_timeout": duration(&app.Ingress.DialTimeout),
+			"wait_timeout":  duration(&app.Ingress.WaitTimeout),
+			"max_waiting":   number(&app.Ingress.MaxWaiting),
+			"dial_timeout":  duration(&app.Ingress.DialTimeout),
+			"requests_size": size(&app.Ingress.RequestsBytes),
 		},
 		"logs": {"max_size": size(&app.Logs.MaxBytes)},
 		"registry": {
@@ -113,6 +125,16 @@ func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 			"cache_size":    size(&app.Registry.CacheBytes),
 			"cache_ttl":     duration(&app.Registry.CacheTTL),
 			"scrub_per_day": size(&app.Registry.ScrubBytes),
+		},
+		"domains": {
+			"allow_private":  flag(&app.Domains.AllowPrivate),
+			"resolver":       word(&app.Domains.Resolver),
+			"recheck":        duration(&app.Domains.Recheck),
+			"challenge_port": number(&app.Domains.ChallengePort),
+		},
+		"certificates": {
+			"orders_per_hour":   number(&app.Certificates.OrdersPerHour),
+			"orders_per_domain": number(&app.Certificates.OrdersPerDomain),
 		},
 	}
 	for d.NextBlock(0) {
@@ -149,7 +171,7 @@ func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 // validatePlaceholders checks early what can be checked, so that the error
 // names the file and the line.
 func (a *App) validatePlaceholders(d *caddyfile.Dispenser) error {
-	replaced := App{Database: a.Database, BaseDomain: a.BaseDomain, ControlDomain: a.ControlDomain, AdminToken: a.AdminToken, Uploads: a.Uploads, Builds: a.Builds, Ingress: a.Ingress, Logs: a.Logs, Registry: a.Registry}
+	replaced := App{Database: a.Database, BaseDomain: a.BaseDomain, ControlDomain: a.ControlDomain, AdminToken: a.AdminToken, Uploads: a.Uploads, Builds: a.Builds, Ingress: a.Ingress, Logs: a.Logs, Registry: a.Registry, Certificates: a.Certificates, Domains: a.Domains}
 	replaced.replace()
 	if err := replaced.validate(); err != nil {
 		return d.WrapErr(err)
@@ -171,6 +193,23 @@ func argument(d *caddyfile.Dispenser) (string, error) {
 		return "", d.ArgErr()
 	}
 	return value, nil
+}
+
+func flag(into *bool) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+		*into = true
+		return nil
+	}
+}
+
+func word(into *string) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) (err error) {
+		*into, err = argument(d)
+		return err
+	}
 }
 
 func size(into *int64) func(*caddyfile.Dispenser) error {

@@ -57,6 +57,7 @@ func TestCaddyfile(t *testing.T) {
 			wait_timeout 10s
 			max_waiting 50
 			dial_timeout 1s
+			requests_size 5MiB
 		}
 		logs {
 			max_size 10MiB
@@ -73,7 +74,7 @@ func TestCaddyfile(t *testing.T) {
 		`"base_domain":"apps.example.com","control_domain":"denia.example.com","admin_token":"0123456789abcdef",` +
 		`"uploads":{"max_packed_bytes":2147483648,"max_unpacked_bytes":8589934592,"max_entries":1000,"max_ratio":50},` +
 		`"builds":{"workers":2,"timeout":600000000000,"pull_timeout":300000000000,"reserve_bytes":1073741824,"keep_releases":3},` +
-		`"ingress":{"wait_timeout":10000000000,"max_waiting":50,"dial_timeout":1000000000},"logs":{"max_bytes":10485760}}`
+		`"ingress":{"wait_timeout":10000000000,"max_waiting":50,"dial_timeout":1000000000,"requests_bytes":5242880},"logs":{"max_bytes":10485760}}`
 	if string(got) != want {
 		t.Errorf("adapted to\n%s\nwant\n%s", got, want)
 	}

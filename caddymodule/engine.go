@@ -25,7 +25,6 @@ import (
 	"github.com/denia-paas/denia/platform/control"
 	"github.com/denia-paas/denia/platform/docker"
 	"github.com/denia-paas/denia/platform/ingress"
-	"github.com/denia-paas/denia/platform/secret"
 	"github.com/denia-paas/denia/platform/source"
 	"github.com/denia-paas/denia/platform/store"
 	"github.com/denia-paas/denia/platform/telemetry"
@@ -35,6 +34,10 @@ import (
 // engines holds the process's Engines by data directory.
 var engines = caddy.NewUsagePool()
 
+// running is the process's Engine: there is one data directory in a process. It
+// is for those who must not wait until a further configuration has started.
+var running atomic.Pointer[Engine]
+
 // drainTimeout bounds how long a closing Engine waits for its requests.
 const drainTimeout = 10 * time.Second
 
@@ -42,13 +45,15 @@ const drainTimeout = 10 * time.Second
 // directory, shared by every configuration of this process that names it.
 type Engine struct {
 	settings      settings
-	log           *relay
+	vault         *vault
+	log           *relay       // the vault's
+	store         *store.Store // the vault's
 	controlDomain atomic.Pointer[string]
+	certificates  *certificates
 
-	lock    *os.File
-	store   *store.Store
 	docker  *docker.Engine
 	logs    *telemetry.Logs
+	access  *telemetry.Requests
 	ingress *ingress.Ingress
 	plane   *control.Plane
 	api     *api.API
@@ -70,7 +75,8 @@ type Engine struct {
 // openEngine makes an Engine and starts its loops. What it has opened when it
 // fails, it closes.
 func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, err error) {
-	e := &Engine{settings: s, log: newRelay(log), idle: make(chan struct{}, 1)}
+	e := &Engine{settings: s, idle: make(chan struct{}, 1)}
+	tuneMemory()
 	e.controlDomain.Store(&s.controlDomain)
 	e.transfers, e.cutTransfers = context.WithCancel(context.Background())
 	defer func() {
@@ -78,48 +84,39 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 			err = errors.Join(err, e.close())
 		}
 	}()
-	logger := slog.New(e.log)
-	if err := os.MkdirAll(s.dataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("making data_dir: %w", err)
-	}
-	if e.lock, err = lockDir(s.dataDir); err != nil {
+	if e.vault, err = openVault(ctx, s, log); err != nil {
 		return nil, err
 	}
-	key, err := secret.LoadOrCreate(filepath.Join(s.dataDir, "keys", "age.key"))
-	if err != nil {
-		return nil, fmt.Errorf("loading the sealing key: %w", err)
-	}
-	node, err := loadOrCreate(filepath.Join(s.dataDir, "node"), func() string { return string(store.NewID()) })
-	if err != nil {
-		return nil, fmt.Errorf("loading the node's name: %w", err)
-	}
+	e.log, e.store = e.vault.log, e.vault.store
+	e.log.use(log)
+	logger := slog.New(e.log)
 	token, err := adminToken(s)
 	if err != nil {
 		return nil, err
 	}
-	dsn := s.database
-	if dsn == "sqlite" {
-		dsn = "sqlite:" + filepath.Join(s.dataDir, "denia.db")
-	}
-	if e.store, err = store.Open(ctx, dsn, store.Options{Log: logger, Seal: key.Seal, Unseal: key.Unseal}); err != nil {
-		return nil, fmt.Errorf("opening the database: %w", err)
-	}
-	if e.logs, err = telemetry.OpenLogs(filepath.Join(s.dataDir, "logs"), telemetry.LogOptions{CapBytes: s.logs.MaxBytes}); err != nil {
+	if e.logs, err = telemetry.OpenLogs(filepath.Join(s.dataDir, "logs"), telemetry.LogOptions{CapBytes: s.logs.MaxBytes, RequestBytes: s.ingress.RequestsBytes}); err != nil {
 		return nil, fmt.Errorf("opening the logs: %w", err)
 	}
 	if e.docker, err = docker.Open(ctx, docker.Options{Host: s.dockerHost, Instance: e.store.InstanceID(), Log: logger}); err != nil {
 		return nil, fmt.Errorf("docker_host: %w", err)
 	}
+	e.access = telemetry.NewRequests(e.logs, func(id platform.ID) []byte { return e.ingress.Unwritten(id) })
 	e.ingress = ingress.New(ingress.Options{
-		Log: logger, Client: client,
+		Log: logger, Client: client, Endless: endless, Record: e.access.Append,
 		WaitTimeout: time.Duration(s.ingress.WaitTimeout), MaxWaiting: s.ingress.MaxWaiting, DialTimeout: time.Duration(s.ingress.DialTimeout),
 	})
 	if err := e.openRegistry(ctx, logger); err != nil {
 		return nil, err
 	}
+	e.certificates = newCertificates(s.certificates, s.controlDomain, logger)
 	e.plane = control.New(control.Options{
+		Names: e.certificates.useNames, ControlDomain: func() string { return *e.controlDomain.Load() },
+		Domains: control.DomainOptions{
+			AllowPrivate: s.domains.AllowPrivate, Resolver: s.domains.Resolver,
+			Recheck: time.Duration(s.domains.Recheck), ChallengePort: s.domains.ChallengePort,
+		},
 		Registry: hosted{e}, Store: e.store, Runtime: e.docker, Images: e.docker, Ingress: e.ingress, Logs: e.logs, Log: logger,
-		DataDir: s.dataDir, BaseDomain: s.baseDomain, Node: node,
+		DataDir: s.dataDir, BaseDomain: s.baseDomain, Node: e.vault.node,
 		Unpack: func(ctx context.Context, archive, dir string) error {
 			return source.Unpack(ctx, archive, dir, s.uploads)
 		},
@@ -131,9 +128,10 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 	}
 	uploads := filepath.Join(s.dataDir, "uploads")
 	e.api, err = api.New(api.Options{
-		Store: e.store, Plane: e.plane, Registry: e.registry, Logs: e.logs, Log: logger,
+		Store: e.store, Plane: e.plane, Registry: e.registry, Logs: e.logs, Requests: e.access, Log: logger,
 		UploadsDir: uploads, UploadLimits: s.uploads,
 		AdminToken: token, BaseDomain: s.baseDomain, ControlDomain: func() string { return *e.controlDomain.Load() },
+		Certificate: e.certificates.state, ChallengePort: s.domains.ChallengePort,
 		DataDir: s.dataDir, Version: Version(), Client: client, Docker: e.dockerInfo, Routes: e.routes,
 	})
 	if err != nil {
@@ -143,6 +141,9 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 	var greet context.Context
 	greet, e.stopGreets = context.WithCancel(context.Background())
 	e.greeting.Go(func() { e.greetDocker(greet) })
+	e.certificates.start()
+	running.Store(e)
+	shedStartup()
 	return e, nil
 }
 
@@ -168,6 +169,7 @@ func (e *Engine) reconfigure(next settings, log *slog.Logger) error {
 		return restartNeeded(name)
 	}
 	e.controlDomain.Store(&next.controlDomain)
+	e.certificates.useControlDomain(next.controlDomain)
 	e.log.use(log)
 	return nil
 }
@@ -226,6 +228,10 @@ func (e *Engine) Destruct() error {
 // what they use.
 func (e *Engine) close() error {
 	var errs []error
+	running.CompareAndSwap(e, nil)
+	if e.certificates != nil {
+		e.certificates.close()
+	}
 	if e.stopGreets != nil {
 		e.stopGreets()
 		e.greeting.Wait()
@@ -249,11 +255,8 @@ func (e *Engine) close() error {
 	if e.logs != nil {
 		errs = append(errs, e.logs.Close())
 	}
-	if e.store != nil {
-		errs = append(errs, e.store.Close())
-	}
-	if e.lock != nil {
-		errs = append(errs, e.lock.Close())
+	if e.vault != nil {
+		errs = append(errs, closeVault(e.settings))
 	}
 	return errors.Join(errs...)
 }
@@ -268,16 +271,10 @@ func (e *Engine) dockerInfo(ctx context.Context) (api.Docker, error) {
 
 // routes is the ingress's table as it is now.
 func (e *Engine) routes() []api.IngressRoute {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	refs, err := e.store.AllServices(ctx)
-	if err != nil {
-		slog.New(e.log).Error("reading the services failed", "error", err)
-	}
 	var routes []api.IngressRoute
-	for _, ref := range refs {
-		pool := e.ingress.Status(ref.ID)
-		route := api.IngressRoute{Host: ref.HostLabel + "." + e.settings.baseDomain, ServiceID: ref.ID, Waiting: pool.Waiting}
+	for _, r := range e.plane.Routes() {
+		pool := e.ingress.Status(r.ServiceID)
+		route := api.IngressRoute{Host: r.Host, ServiceID: r.ServiceID, Waiting: pool.Waiting}
 		for _, t := range pool.Targets {
 			route.Targets = append(route.Targets, api.IngressTarget{
 				ID: t.ID, ReleaseID: t.ReleaseID, Addr: t.Addr, Ready: t.Ready, Serving: t.Serving, Draining: t.Draining, InFlight: t.InFlight,
@@ -290,8 +287,9 @@ func (e *Engine) routes() []api.IngressRoute {
 
 // client tells who sent a request, as Caddy's trusted_proxies decide.
 func client(r *http.Request) (ip string, trusted bool) {
-	ip, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	trusted, _ = caddyhttp.GetVar(r.Context(), caddyhttp.TrustedProxyVarKey).(bool)
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	ip, _ = vars[caddyhttp.ClientIPVarKey].(string)
+	trusted, _ = vars[caddyhttp.TrustedProxyVarKey].(bool)
 	if ip == "" {
 		ip, _, _ = net.SplitHostPort(r.RemoteAddr)
 	}

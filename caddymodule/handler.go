@@ -9,6 +9,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/denia-paas/denia/platform"
 )
 
 func init() {
@@ -18,8 +20,9 @@ func init() {
 	caddy.RegisterModule(new(RegistryHandler))
 }
 
-// Handler is `http.handlers.denia`. It decides, by host, whose request this
-// is: the control host's go to the API and the registry, hosts in the route table to their
+// Handler is `http.handlers.denia`. It answers the challenges of domains, at
+// whichever host, and decides for all else, by host, whose request this is: the
+// control host's go to the API and the registry, hosts in the route table to their
 // services, and what is nobody's to the next handler; if there is none, Denia
 // answers 404.
 type Handler struct{ app *App }
@@ -27,7 +30,8 @@ type Handler struct{ app *App }
 // APIHandler is `http.handlers.denia_api`: the API alone, whatever the host.
 type APIHandler struct{ app *App }
 
-// IngressHandler is `http.handlers.denia_ingress`: the services alone.
+// IngressHandler is `http.handlers.denia_ingress`: the services alone, and the
+// challenges of their domains.
 type IngressHandler struct{ app *App }
 
 // RegistryHandler is `http.handlers.denia_registry`: the registry alone,
@@ -98,11 +102,14 @@ func provision(ctx caddy.Context) (*App, error) {
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	engine := h.app.acquire()
+	engine := h.app.acquire(w, r)
 	if engine == nil {
 		return starting(w)
 	}
 	defer engine.end()
+	if isChallenge(r.URL.Path) && engine.api.ServeChallenge(w, r) {
+		return nil
+	}
 	switch engine.owner(r.Host) {
 	case controlHost:
 		if isAPI(r.URL.Path) {
@@ -128,7 +135,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *APIHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	engine := h.app.acquire()
+	engine := h.app.acquire(w, r)
 	if engine == nil {
 		return starting(w)
 	}
@@ -142,7 +149,7 @@ func (h *APIHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next cadd
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *RegistryHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	engine := h.app.acquire()
+	engine := h.app.acquire(w, r)
 	if engine == nil {
 		return starting(w)
 	}
@@ -156,11 +163,14 @@ func (h *RegistryHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *IngressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	engine := h.app.acquire()
+	engine := h.app.acquire(w, r)
 	if engine == nil {
 		return starting(w)
 	}
 	defer engine.end()
+	if isChallenge(r.URL.Path) && engine.api.ServeChallenge(w, r) {
+		return nil
+	}
 	if !engine.ingress.Has(r.Host) {
 		return next.ServeHTTP(w, r)
 	}
@@ -169,13 +179,22 @@ func (h *IngressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next 
 }
 
 // acquire returns the Engine and counts a request on it, so that it is not
-// closed under the request: the caller owes it an end. It returns nil before
-// the app has started and when the Engine is closing.
-func (a *App) acquire() *Engine {
+// closed under the request: the caller owes it an end. Before the app has
+// started, which Caddy may do after it has begun to listen, the request waits.
+// It returns nil when the app does not start and when the Engine is closing.
+func (a *App) acquire(w http.ResponseWriter, r *http.Request) *Engine {
 	engine := a.engine.Load()
+	if engine == nil {
+		select {
+		case <-a.started:
+		case <-r.Context().Done():
+		}
+		engine = a.engine.Load()
+	}
 	if engine == nil || !engine.begin() {
 		return nil
 	}
+	sayLast(w, r)
 	return engine
 }
 
@@ -187,6 +206,8 @@ func starting(w http.ResponseWriter) error {
 func isAPI(path string) bool {
 	return path == "/healthz" || path == "/v1" || strings.HasPrefix(path, "/v1/")
 }
+
+func isChallenge(path string) bool { return strings.HasPrefix(path, platform.ChallengePath) }
 
 func isRegistry(path string) bool {
 	return path == "/v2" || strings.HasPrefix(path, "/v2/")

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"net/url"
 	"os"
@@ -23,6 +24,8 @@ type settings struct {
 	ingress                       Ingress
 	logs                          Logs
 	registry                      Registry
+	certificates                  Certificates
+	domains                       Domains
 }
 
 func (a *App) settings(dataDir string) settings {
@@ -35,7 +38,7 @@ func (a *App) settings(dataDir string) settings {
 		baseDomain: strings.ToLower(a.BaseDomain), controlDomain: strings.ToLower(a.ControlDomain),
 		adminToken: token,
 		uploads:    source.Limits{PackedBytes: a.Uploads.MaxPackedBytes, UnpackedBytes: a.Uploads.MaxUnpackedBytes, Entries: a.Uploads.MaxEntries, Ratio: a.Uploads.MaxRatio},
-		builds:     a.Builds, ingress: a.Ingress, logs: a.Logs, registry: a.Registry,
+		builds:     a.Builds, ingress: a.Ingress, logs: a.Logs, registry: a.Registry, certificates: a.Certificates, domains: a.Domains,
 	}
 }
 
@@ -55,6 +58,8 @@ func (s settings) needsRestart(next settings) string {
 		{"ingress", s.ingress != next.ingress},
 		{"logs", s.logs != next.logs},
 		{"registry", s.registry != next.registry},
+		{"domains", s.domains != next.domains},
+		{"certificates", s.certificates != next.certificates},
 	} {
 		if c.changed {
 			return c.name
@@ -89,11 +94,25 @@ func (a *App) validate() error {
 	if a.Ingress.MaxWaiting < 0 || a.Ingress.WaitTimeout < 0 || a.Ingress.DialTimeout < 0 {
 		return errors.New("ingress: values must not be negative")
 	}
+	if n := a.Ingress.RequestsBytes; n != 0 && n < 1<<20 {
+		return errors.New("ingress: requests_size (requests_bytes in JSON) must be at least 1 MiB")
+	}
 	if r := a.Registry; r.Lease < 0 || r.UploadTTL < 0 || r.MaxManifestBytes < 0 || r.CacheBytes < 0 || r.CacheTTL < 0 || r.ScrubBytes < 0 {
 		return errors.New("registry: values must not be negative")
 	}
 	if n := a.Registry.MaxManifestBytes; n != 0 && n < 4<<20 {
 		return errors.New("registry: max_manifest (max_manifest_bytes in JSON) must be at least 4 MiB, which clients may rely on")
+	}
+	if r := a.Domains.Resolver; r != "" {
+		if _, err := netip.ParseAddrPort(r); err != nil {
+			return fmt.Errorf("domains: resolver: %q is no address with a port; write for example 1.1.1.1:53", r)
+		}
+	}
+	if p := a.Domains.ChallengePort; a.Domains.Recheck < 0 || p < 0 || p > math.MaxUint16 {
+		return errors.New("domains: recheck must not be negative, challenge_port at most 65535")
+	}
+	if a.Certificates.OrdersPerHour < 0 || a.Certificates.OrdersPerDomain < 0 {
+		return errors.New("certificates: values must not be negative")
 	}
 	if a.Logs.MaxBytes != 0 && a.Logs.MaxBytes < 1<<20 {
 		return errors.New("logs: max_size (max_bytes in JSON) must be at least 1 MiB")

@@ -45,6 +45,17 @@ type Plane interface {
 	// Kick tells that the service was created or changed; routes show it when
 	// Kick returns.
 	Kick(service platform.ID)
+	// AttachDomain records the service's claim to a host name, as a person
+	// writes it; its challenge is answered when AttachDomain returns.
+	AttachDomain(ctx context.Context, service platform.ID, hostname string) (platform.Domain, error)
+	// VerifyDomain looks for a claim's proof; a verified domain is routed when
+	// VerifyDomain returns.
+	VerifyDomain(ctx context.Context, service, domain platform.ID) (platform.Domain, error)
+	// DetachDomain removes a domain; it is not routed when DetachDomain returns.
+	DetachDomain(ctx context.Context, service, domain platform.ID) error
+	// Challenge tells, from memory, whether the token is that of a claim to
+	// host, given as in a Host header.
+	Challenge(host, token string) bool
 	// Status tells what is observed of the service now.
 	Status(service platform.ID) platform.ServiceStatus
 	// Subscribe returns a channel that receives when the state of the service
@@ -65,6 +76,9 @@ type Options struct {
 	Registry Registry
 	Logs     *telemetry.Logs
 	Log      *slog.Logger
+
+	// Requests has the access entries of services. nil: those in Logs.
+	Requests *telemetry.Requests
 
 	UploadsDir   string        // where an upload's bytes lie, under its id; exists already
 	UploadLimits source.Limits // zero fields: source.DefaultLimits
@@ -87,6 +101,13 @@ type Options struct {
 	// Docker tells about the engine, for GET /v1/node; it gets 2 s. nil: the
 	// field is left out.
 	Docker func(context.Context) (Docker, error)
+
+	// Certificate tells about the certificate for a verified host name; from
+	// memory. nil: there is none.
+	Certificate func(hostname string) platform.CertificateState
+
+	// ChallengePort is where host names are asked for their challenge. 0: 80.
+	ChallengePort int
 
 	// Routes gives the ingress's table for GET /v1/ingress/routes. nil: empty.
 	Routes func() []IngressRoute
@@ -123,6 +144,9 @@ type API struct {
 func New(o Options) (*API, error) {
 	if o.Store == nil || o.Plane == nil || o.Registry == nil || o.Logs == nil || o.Log == nil || o.UploadsDir == "" {
 		return nil, errors.New("api: Store, Plane, Registry, Logs, Log and UploadsDir are required")
+	}
+	if o.Requests == nil {
+		o.Requests = telemetry.NewRequests(o.Logs, nil)
 	}
 	if o.BaseDomain == "" {
 		o.BaseDomain = "localhost"

@@ -19,6 +19,7 @@ type world struct {
 	project    platform.Project
 	service    platform.Service
 	deployment platform.Deployment
+	domain     platform.Domain
 	victim     platform.User // whom member and user routes name
 	stranger   platform.User // no member of anything
 	own        platform.Token
@@ -46,6 +47,8 @@ func newWorld(e *env, n string, empty bool) world {
 	if !empty {
 		w.service = e.service(w.project, "web")
 		w.deployment = e.deployment(w.service)
+		d, err := e.store.CreateDomain(e.ctx, w.service.ID, "shop.example.com", "token"+n, 100)
+		w.domain = must(e.t, d, err)
 	}
 	// What "owner" routes name belongs to the operator.
 	expires := time.Now().Add(time.Hour)
@@ -71,32 +74,35 @@ func (w world) path(pattern string) string {
 	if pattern == "/v1/users/{user_id}" {
 		user = w.own.UserID
 	}
-	return strings.NewReplacer("{id}", id, "{user_id}", string(user), "{token_id}", string(w.own.ID)).Replace(pattern)
+	return strings.NewReplacer("{id}", id, "{user_id}", string(user), "{token_id}", string(w.own.ID),
+		"{domain_id}", string(w.domain.ID), "{token}", knownToken).Replace(pattern)
 }
 
 // bodies holds a good body for every POST and PUT; a route that is missing
 // here fails the test.
 var bodies = map[string]func(w world, n string) any{
-	"POST /v1/bootstrap":               func(w world, n string) any { return `{"username":"first","password":"` + goodPassword + `"}` },
-	"POST /v1/auth/login":              func(w world, n string) any { return `{"username":"viewer` + n + `","password":"` + goodPassword + `"}` },
-	"POST /v1/auth/logout":             none,
-	"POST /v1/users":                   func(w world, n string) any { return `{"name":"new` + n + `","password":"` + goodPassword + `"}` },
-	"PUT /v1/users/{user_id}":          func(w world, n string) any { return `{}` },
-	"POST /v1/api-tokens":              func(w world, n string) any { return `{"name":"ci"}` },
-	"POST /v1/projects":                func(w world, n string) any { return `{"name":"new` + n + `"}` },
-	"PUT /v1/projects/{id}":            func(w world, n string) any { return `{"name":"` + w.project.Name + `"}` },
-	"POST /v1/projects/{id}/members":   func(w world, n string) any { return `{"user_id":"` + string(w.stranger.ID) + `","role":"viewer"}` },
-	"POST /v1/services":                func(w world, n string) any { return `{"name":"api","project_id":"` + string(w.project.ID) + `"}` },
-	"PUT /v1/services/{id}":            func(w world, n string) any { return `{"name":"web"}` },
-	"POST /v1/services/{id}/start":     none,
-	"POST /v1/services/{id}/stop":      none,
-	"POST /v1/services/{id}/restart":   none,
-	"POST /v1/services/{id}/scale":     func(w world, n string) any { return `{"replicas":2}` },
-	"POST /v1/services/{id}/uploads":   func(w world, n string) any { return tarball("Dockerfile", "FROM scratch\n") },
-	"POST /v1/deployments":             func(w world, n string) any { return `{"service_id":"` + string(w.service.ID) + `"}` },
-	"POST /v1/deployments/{id}/cancel": none,
-	"POST /v1/registry/gc":             none,
-	"POST /v1/oci/cache/gc":            none,
+	"POST /v1/bootstrap":                                func(w world, n string) any { return `{"username":"first","password":"` + goodPassword + `"}` },
+	"POST /v1/auth/login":                               func(w world, n string) any { return `{"username":"viewer` + n + `","password":"` + goodPassword + `"}` },
+	"POST /v1/auth/logout":                              none,
+	"POST /v1/users":                                    func(w world, n string) any { return `{"name":"new` + n + `","password":"` + goodPassword + `"}` },
+	"PUT /v1/users/{user_id}":                           func(w world, n string) any { return `{}` },
+	"POST /v1/api-tokens":                               func(w world, n string) any { return `{"name":"ci"}` },
+	"POST /v1/projects":                                 func(w world, n string) any { return `{"name":"new` + n + `"}` },
+	"PUT /v1/projects/{id}":                             func(w world, n string) any { return `{"name":"` + w.project.Name + `"}` },
+	"POST /v1/projects/{id}/members":                    func(w world, n string) any { return `{"user_id":"` + string(w.stranger.ID) + `","role":"viewer"}` },
+	"POST /v1/services":                                 func(w world, n string) any { return `{"name":"api","project_id":"` + string(w.project.ID) + `"}` },
+	"PUT /v1/services/{id}":                             func(w world, n string) any { return `{"name":"web"}` },
+	"POST /v1/services/{id}/start":                      none,
+	"POST /v1/services/{id}/stop":                       none,
+	"POST /v1/services/{id}/restart":                    none,
+	"POST /v1/services/{id}/scale":                      func(w world, n string) any { return `{"replicas":2}` },
+	"POST /v1/services/{id}/uploads":                    func(w world, n string) any { return tarball("Dockerfile", "FROM scratch\n") },
+	"POST /v1/services/{id}/domains":                    func(w world, n string) any { return `{"hostname":"www.example.com"}` },
+	"POST /v1/services/{id}/domains/{domain_id}/verify": none,
+	"POST /v1/deployments":                              func(w world, n string) any { return `{"service_id":"` + string(w.service.ID) + `"}` },
+	"POST /v1/deployments/{id}/cancel":                  none,
+	"POST /v1/registry/gc":                              none,
+	"POST /v1/oci/cache/gc":                             none,
 }
 
 func none(world, string) any { return nil }

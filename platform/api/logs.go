@@ -174,12 +174,12 @@ type entry struct {
 
 // follow reads a log into the returned channel from a goroutine of its own,
 // so that the writer can wait for other things too. stop ends it and waits.
-func (a *API) follow(ctx context.Context, key string, after telemetry.Cursor, q telemetry.Query) (<-chan entry, func(), error) {
+func (a *API) follow(ctx context.Context, after telemetry.Cursor, open func(context.Context, telemetry.Cursor) (*telemetry.Follower, error)) (<-chan entry, func(), error) {
 	ctx, cancel := context.WithCancel(ctx)
-	follower, err := a.Logs.Follow(ctx, key, after, q)
+	follower, err := open(ctx, after)
 	if platform.CodeOf(err) == "bad_cursor" {
 		// An id nobody was given. A client that repeats it would never get on.
-		follower, err = a.Logs.Follow(ctx, key, "", q)
+		follower, err = open(ctx, "")
 	}
 	if err != nil {
 		cancel()
@@ -205,9 +205,45 @@ func (a *API) follow(ctx context.Context, key string, after telemetry.Cursor, q 
 		cancel()
 		<-done
 		if err := follower.Close(); err != nil {
-			a.Log.Warn("closing a log failed", "key", key, "error", err)
+			a.Log.Warn("closing a log failed", "error", err)
 		}
 	}, nil
+}
+
+// followLog is follow for the log of key.
+func (a *API) followLog(ctx context.Context, key string, after telemetry.Cursor, q telemetry.Query) (<-chan entry, func(), error) {
+	return a.follow(ctx, after, func(ctx context.Context, after telemetry.Cursor) (*telemetry.Follower, error) {
+		return a.Logs.Follow(ctx, key, after, q)
+	})
+}
+
+// relay has send add each entry to out, until they or ctx end.
+func relay(ctx context.Context, out *sse, entries <-chan entry, send func(entry) error) error {
+	alive := time.NewTicker(keepAlive)
+	defer alive.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-alive.C:
+			if err := out.comment(); err != nil {
+				return err
+			}
+		case e := <-entries:
+			if e.err != nil {
+				return ended(e.err)
+			}
+			if err := send(e); err != nil {
+				return err
+			}
+			if len(entries) > 0 {
+				continue
+			}
+			if err := out.flush(); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // streamServiceLogs sends lines as they come, for as long as the client stays.
@@ -220,38 +256,16 @@ func (a *API) streamServiceLogs(w http.ResponseWriter, r *http.Request) {
 	}
 	// Whoever has the status misses no line from then on, so the log is followed
 	// before it is sent.
-	entries, stop, err := a.follow(r.Context(), serviceLogKey(c.service.ID), telemetry.Cursor(lastEventID(r)), query)
+	entries, stop, err := a.followLog(r.Context(), serviceLogKey(c.service.ID), telemetry.Cursor(lastEventID(r)), query)
 	if err != nil {
 		fail(w, r, err)
 		return
 	}
 	defer stop()
 	a.stream(w, r, func(ctx context.Context, out *sse) error {
-		alive := time.NewTicker(keepAlive)
-		defer alive.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-alive.C:
-				if err := out.comment(); err != nil {
-					return err
-				}
-			case e := <-entries:
-				if e.err != nil {
-					return ended(e.err)
-				}
-				if err := out.event(string(e.cursor), "log", lineView(e.line)); err != nil {
-					return err
-				}
-				if len(entries) > 0 {
-					continue
-				}
-				if err := out.flush(); err != nil {
-					return err
-				}
-			}
-		}
+		return relay(ctx, out, entries, func(e entry) error {
+			return out.event(string(e.cursor), "log", lineView(e.line))
+		})
 	})
 }
 
@@ -303,7 +317,7 @@ func (a *API) streamDeploymentLogs(w http.ResponseWriter, r *http.Request) {
 	}
 	s := &deploymentStream{api: a, id: c.deployment.ID, role: c.identity().RoleIn(c.service.ProjectID)}
 	s.cursor, s.state = parseDeploymentEventID(lastEventID(r))
-	entries, stop, err := a.follow(r.Context(), deploymentLogKey(s.id), s.cursor, query)
+	entries, stop, err := a.followLog(r.Context(), deploymentLogKey(s.id), s.cursor, query)
 	if err != nil {
 		fail(w, r, err)
 		return

@@ -151,6 +151,7 @@ var nullableObjects = map[string][]string{
 	"Deployment": {"artifact", "error"},
 	"DoneEvent":  {"error"},
 	"Artifact":   {"source"},
+	"Domain":     {"last_error"},
 
 	"RegistryStatus": {"last_gc"},
 	"CacheStatus":    {"last_gc"},
@@ -253,6 +254,17 @@ func documentServiceStream(registry huma.Registry, o *huma.Operation) {
 	registry.Schema(reflect.TypeFor[logLine](), true, "LogLine")
 	o.Parameters = append(o.Parameters, backlogParams()...)
 	documentStream(o, "`event: log` with a LogLine.")
+}
+
+func documentRequestStream(registry huma.Registry, o *huma.Operation) {
+	registry.Schema(reflect.TypeFor[requestEntry](), true, "RequestEntry")
+	o.Parameters = append(o.Parameters,
+		queryParam("limit", "How many stored ones come first, 0 to 200; default 50."),
+		queryParam("status", "Only this status, such as 404, or class, such as 5xx."),
+		queryParam("method", "Only this method."),
+		queryParam("path", "Only paths that begin so, percent-encoded as they were sent."),
+		queryParam("since", "From when on: an RFC 3339 time, or a duration back from now such as 10m."))
+	documentStream(o, "`event: request` with a RequestEntry, at the latest half a second after it ended.")
 }
 
 func documentDeploymentStream(registry huma.Registry, o *huma.Operation) {

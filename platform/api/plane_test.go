@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/store"
@@ -18,13 +19,14 @@ type fakePlane struct {
 	kicked  []platform.ID
 	volumes bool // the last DeleteService asked for them
 	subs    map[chan struct{}]platform.ID
-	panics  bool // Restart does
+	panics  bool            // Restart does
+	proven  map[string]bool // hosts whose HTTP proof is found
 	reserve error
 	last    map[platform.ID]platform.ServiceStatus
 }
 
 func newFakePlane(s *store.Store) *fakePlane {
-	return &fakePlane{store: s, draining: make(chan struct{}), subs: map[chan struct{}]platform.ID{}, last: map[platform.ID]platform.ServiceStatus{}}
+	return &fakePlane{store: s, draining: make(chan struct{}), subs: map[chan struct{}]platform.ID{}, proven: map[string]bool{}, last: map[platform.ID]platform.ServiceStatus{}}
 }
 
 func (p *fakePlane) Deploy(ctx context.Context, r platform.DeployRequest) (platform.Deployment, error) {
@@ -90,6 +92,45 @@ func (p *fakePlane) DeleteService(ctx context.Context, id platform.ID, volumes b
 	defer p.publish()
 	return p.store.DeleteService(ctx, id)
 }
+
+func (p *fakePlane) AttachDomain(ctx context.Context, service platform.ID, hostname string) (platform.Domain, error) {
+	hostname, err := platform.ParseHostname(hostname)
+	if err != nil {
+		return platform.Domain{}, err
+	}
+	if err := platform.CheckReserved(hostname, "apps.test", "denia.test"); err != nil {
+		return platform.Domain{}, err
+	}
+	return p.store.CreateDomain(ctx, service, hostname, "token-"+string(store.NewID()), 100)
+}
+
+// VerifyDomain finds what the test has put into proofs.
+func (p *fakePlane) VerifyDomain(ctx context.Context, service, id platform.ID) (platform.Domain, error) {
+	d, err := p.store.Domain(ctx, service, id)
+	if err != nil {
+		return d, err
+	}
+	p.mu.Lock()
+	check := platform.DomainCheck{At: time.Now(), Interval: 24 * time.Hour, HTTP: p.proven[d.Hostname]}
+	p.mu.Unlock()
+	if !check.HTTP {
+		check.Err = &platform.DomainError{Code: platform.DomainNotFound, Message: "it has no address"}
+	}
+	d, _, err = p.store.JudgeDomain(ctx, id, check)
+	return d, err
+}
+
+func (p *fakePlane) DetachDomain(ctx context.Context, service, id platform.ID) error {
+	_, err := p.store.DeleteDomain(ctx, service, id)
+	return err
+}
+
+func (p *fakePlane) Challenge(host, token string) bool {
+	return token == knownToken && host != "denia.test:8080"
+}
+
+// knownToken is the token of a claim to every host but the control domain.
+const knownToken = "a-token-that-is-known"
 
 func (p *fakePlane) Kick(id platform.ID) {
 	p.mu.Lock()

@@ -58,6 +58,7 @@ const (
 	secAuth        = "Auth, users & tokens"
 	secProjects    = "Projects & members"
 	secServices    = "Services"
+	secDomains     = "Domains"
 	secDeployments = "Deployments"
 	secRegistry    = "Hosted registry control & OCI cache"
 )
@@ -140,7 +141,7 @@ func routes() []*route {
 			summary: "Replace a service's writable fields",
 			about:   "A change of what runs rolls the active release over to it, unless apply=false.", operation: op((*API).putService)},
 		{section: secServices, method: del, path: "/v1/services/{id}", least: operator, scope: ofService, id: "delete-service", status: http.StatusNoContent,
-			summary: "Delete a service", about: "Containers, routes, logs and deployments go with it; volumes only with volumes=true.", operation: op((*API).deleteService)},
+			summary: "Delete a service", about: "Containers, routes, domains, logs and deployments go with it; volumes only with volumes=true.", operation: op((*API).deleteService)},
 		{section: secServices, method: post, path: "/v1/services/{id}/start", least: operator, scope: ofService, id: "start-service", status: http.StatusAccepted,
 			summary: "Start a stopped service", operation: op((*API).startService)},
 		{section: secServices, method: post, path: "/v1/services/{id}/stop", least: operator, scope: ofService, id: "stop-service", status: http.StatusAccepted,
@@ -153,8 +154,29 @@ func routes() []*route {
 			summary: "Stored log lines", plain: (*API).serviceLogs, document: documentLogs},
 		{section: secServices, method: get, path: "/v1/services/{id}/logs/stream", least: operator, scope: ofService, id: "stream-service-logs",
 			summary: "Log lines as they are written", plain: (*API).streamServiceLogs, document: documentServiceStream},
+		{section: secServices, method: get, path: "/v1/services/{id}/requests", least: viewer, scope: ofService, id: "list-requests",
+			summary: "Requests to the service that have ended, newest first",
+			about:   "Those that Denia answered itself as well. They are kept for as long as the service, up to a size.", operation: op((*API).listRequests)},
+		{section: secServices, method: get, path: "/v1/services/{id}/requests/stream", least: viewer, scope: ofService, id: "stream-requests",
+			summary: "Requests to the service as they end", plain: (*API).streamRequests, document: documentRequestStream},
 		{section: secServices, method: post, path: "/v1/services/{id}/uploads", least: operator, scope: ofService, id: "create-upload", status: http.StatusCreated, creates: true,
 			summary: "Upload a build context", plain: (*API).createUpload, document: documentUpload},
+
+		{section: secDomains, method: get, path: "/v1/services/{id}/domains", least: viewer, scope: ofService, id: "list-domains",
+			summary: "A service's domains, by host name", operation: op((*API).listDomains)},
+		{section: secDomains, method: post, path: "/v1/services/{id}/domains", least: operator, scope: ofService, id: "attach-domain", status: http.StatusCreated, creates: true,
+			summary: "Attach a domain",
+			about:   "It is a claim, which stands in nobody's way and routes nothing until it is verified. The control domain, the base domain and what is below that are refused: 409.", operation: op((*API).attachDomain)},
+		{section: secDomains, method: get, path: "/v1/services/{id}/domains/{domain_id}", least: viewer, scope: ofService, id: "get-domain",
+			summary: "A domain", operation: op((*API).getDomain)},
+		{section: secDomains, method: post, path: "/v1/services/{id}/domains/{domain_id}/verify", least: operator, scope: ofService, id: "verify-domain",
+			summary: "Look for the proof of a domain now",
+			about:   "status tells the outcome, last_error why there was no proof. When it is verified, the host is routed before the reply is sent. Verified domains are looked at again daily by themselves.", operation: op((*API).verifyDomain)},
+		{section: secDomains, method: del, path: "/v1/services/{id}/domains/{domain_id}", least: operator, scope: ofService, id: "detach-domain", status: http.StatusNoContent,
+			summary: "Detach a domain", about: "Its host is not routed any more when the reply is sent.", operation: op((*API).detachDomain)},
+		{section: secDomains, method: get, path: "/.well-known/denia-challenge/{token}", least: public, id: "get-challenge", limit: limitNone,
+			summary: "The answer to a domain's challenge",
+			about:   "At the host name itself, through whichever service has it: the token of a claim to just that host. A token of no such claim is left to the service.", plain: (*API).serveChallenge, document: documentChallenge},
 
 		{section: secDeployments, method: post, path: "/v1/deployments", least: operator, scope: inBody, id: "create-deployment", status: http.StatusAccepted, creates: true,
 			summary: "Deploy a service, or roll it back", operation: op((*API).createDeployment)},

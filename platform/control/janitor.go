@@ -18,8 +18,8 @@ const (
 	replyKept = 24 * time.Hour // idempotency keys
 )
 
-// janitor removes what no row explains: at the start, each minute and, the
-// slow things, each hour. It touches only what carries Denia's own labels or
+// janitor removes what no row explains, routes too: at the start, each minute
+// and, the slow things, each hour. It touches only what carries Denia's own labels or
 // lies in its own directories.
 func (p *Plane) janitor(ctx context.Context) {
 	ticker := time.NewTicker(time.Minute)
@@ -27,6 +27,7 @@ func (p *Plane) janitor(ctx context.Context) {
 	for minute := 0; ; minute++ {
 		p.sweep(ctx, "replicas and networks", p.sweepRuntime)
 		p.sweep(ctx, "uploads", p.sweepUploads)
+		p.sweep(ctx, "routes", p.rereadRoutes)
 		if minute%60 == 0 {
 			p.sweep(ctx, "files", p.sweepFiles)
 			p.sweep(ctx, "images", p.sweepImages)
@@ -164,7 +165,7 @@ func (p *Plane) sweepLogs(ctx context.Context) error {
 		kind, id, _ := strings.Cut(key, "/")
 		var err error
 		switch kind {
-		case "services":
+		case "services", "requests":
 			_, err = p.Store.Service(ctx, platform.ID(id))
 		case "deployments":
 			_, err = p.Store.Deployment(ctx, platform.ID(id))

@@ -101,11 +101,12 @@ func TestJanitorKeepsTheImagesOfReleasesWithinRetention(t *testing.T) {
 func TestJanitorRemovesLogsNobodyKnows(t *testing.T) {
 	w := start(t)
 	service, d := w.running(spec("web"), "app:1")
-	for _, key := range []string{"services/gone", "deployments/gone"} {
+	requests := "requests/" + string(service.ID)
+	for _, key := range []string{"services/gone", "deployments/gone", "requests/gone", requests} {
 		check(t, w.options.Logs.Append(key, platform.LogLine{Line: "old"}))
 	}
 	w.restart()
-	want := []string{"deployments/" + string(d.ID), "services/" + string(service.ID)}
+	want := []string{"deployments/" + string(d.ID), requests, "services/" + string(service.ID)}
 	w.await("they are gone", func() bool {
 		keys, err := w.options.Logs.Keys("")
 		check(t, err)

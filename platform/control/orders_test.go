@@ -378,6 +378,7 @@ func TestDeleteRemovesReplicasLogsAndVolumesOnlyWhenAsked(t *testing.T) {
 			s.Volumes = []platform.Volume{{Name: "data", Path: "/data"}}
 			service, d := w.running(s, "app:1")
 			w.await("there is output", func() bool { return w.log("services/"+string(service.ID)) != "" })
+			check(t, w.options.Logs.Append("requests/"+string(service.ID), platform.LogLine{Line: "a request"}))
 			check(t, w.DeleteService(t.Context(), service.ID, volumes))
 			if status, _ := w.get("web"); status != http.StatusNotFound {
 				t.Errorf("it answers %d", status)

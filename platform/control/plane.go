@@ -35,7 +35,19 @@ type Options struct {
 
 	DataDir    string // uploads/ and builds/ live below it
 	BaseDomain string // default "localhost"
-	Node       string // who holds the lease; the same after a restart
+
+	// ControlDomain is the host of the API as it is now; default: none.
+	ControlDomain func() string
+
+	// Names hears which hosts may have a certificate, at the start and whenever
+	// that changes, before the ingress routes what is new. It is called by one
+	// goroutine at a time, must be quick, must not change what it is given, and
+	// must not call the Plane. nil: nobody hears.
+	Names func(Names)
+
+	Domains DomainOptions
+
+	Node string // who holds the lease; the same after a restart
 
 	Unpack       func(ctx context.Context, archive, dir string) error
 	BuildWorkers int           // default 1
@@ -48,6 +60,12 @@ type Options struct {
 func (o *Options) defaults() {
 	if o.BaseDomain == "" {
 		o.BaseDomain = "localhost"
+	}
+	if o.ControlDomain == nil {
+		o.ControlDomain = func() string { return "" }
+	}
+	if o.Domains.Recheck == 0 {
+		o.Domains.Recheck = 24 * time.Hour
 	}
 	if o.BuildWorkers == 0 {
 		o.BuildWorkers = 1
@@ -88,7 +106,15 @@ type Plane struct {
 	draining  chan struct{}
 
 	buildKick chan struct{}
-	routesMu  sync.Mutex // one rebuild of the route table at a time
+
+	// routesMu is held while what decides about routes and challenges is
+	// written and they follow: changes reach memory in the order of their rows.
+	routesMu sync.Mutex
+	hosts    hosts
+	claims   *claims
+
+	prover *prover
+	checks *gate // those that are asked for
 
 	// orders is held while an order of a person's is read, judged and
 	// recorded: a deployment must not freeze a configuration that a change
@@ -122,6 +148,9 @@ func New(o Options) *Plane {
 		supervisors: map[platform.ID]*supervisor{},
 		builds:      map[platform.ID]context.CancelCauseFunc{},
 		copies:      newCopies(),
+		claims:      newClaims(),
+		prover:      newProver(o.Domains),
+		checks:      newGate(),
 	}
 	p.collector = telemetry.NewCollector(o.Logs, p.openReplicaLog, o.Log)
 	return p
@@ -145,7 +174,7 @@ func (p *Plane) Start(ctx context.Context) error {
 	if err := p.sweepUploadFiles(ctx, 0); err != nil {
 		return err
 	}
-	if err := p.rebuildRoutes(ctx); err != nil {
+	if err := p.rereadRoutes(ctx); err != nil {
 		return err
 	}
 	held, err := p.Store.AcquireLease(ctx, lease, p.Node, leaseTTL, time.Now())
@@ -187,7 +216,7 @@ func (p *Plane) keepLease() {
 			p.lead(p.ctx)
 		default:
 			p.follow()
-			if err := p.rebuildRoutes(p.ctx); err != nil {
+			if err := p.rereadRoutes(p.ctx); err != nil {
 				p.logFailure("reading the routes of another node", err)
 			}
 		}
@@ -217,6 +246,7 @@ func (p *Plane) lead(ctx context.Context) {
 	t.wg.Go(func() { p.observe(t.ctx) })
 	t.wg.Go(func() { p.janitor(t.ctx) })
 	t.wg.Go(func() { p.copyLoop(t.ctx) })
+	t.wg.Go(func() { p.recheckLoop(t.ctx) })
 	for range p.BuildWorkers {
 		t.wg.Go(func() { p.buildLoop(t.ctx) })
 	}
@@ -306,22 +336,6 @@ func (p *Plane) wake(id platform.ID) {
 		s.wake()
 	}
 	p.topics.publish(id)
-}
-
-// rebuildRoutes swaps in a table made from the rows.
-func (p *Plane) rebuildRoutes(ctx context.Context) error {
-	p.routesMu.Lock()
-	defer p.routesMu.Unlock()
-	refs, err := p.Store.AllServices(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the services: %w", err)
-	}
-	routes := make([]ingress.Route, 0, len(refs))
-	for _, ref := range refs {
-		routes = append(routes, ingress.Route{Host: ref.HostLabel + "." + p.BaseDomain, ServiceID: ref.ID})
-	}
-	p.Ingress.SetRoutes(routes)
-	return nil
 }
 
 // watch turns the runtime's events into kicks, and lists again whenever the

@@ -9,6 +9,7 @@ import (
 
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/ingress"
+	"github.com/denia-paas/denia/platform/telemetry"
 )
 
 // supervisor is the only one to create or remove a service's replicas. It runs
@@ -114,6 +115,7 @@ func (s *supervisor) run() {
 type world struct {
 	service   platform.Service
 	project   platform.Project
+	holds     int // of the ingress, before all this was read
 	active    *platform.Deployment
 	candidate *platform.Deployment
 	pending   *platform.Deployment // waits, and needs no build
@@ -183,6 +185,7 @@ func (s *supervisor) step(ctx context.Context) (next time.Duration, done bool) {
 // unless nil, has all but the replicas.
 func (s *supervisor) look(ctx context.Context) (w *world, gone bool, err error) {
 	p := s.plane
+	holds := p.Ingress.Holds(s.id)
 	service, err := p.Store.Service(ctx, s.id)
 	if err != nil {
 		return nil, platform.KindOf(err) == platform.NotFound, err
@@ -191,7 +194,7 @@ func (s *supervisor) look(ctx context.Context) (w *world, gone bool, err error) 
 	if err != nil {
 		return nil, false, err
 	}
-	w = &world{service: service, project: project, now: time.Now(), want: 1, replicas: map[platform.ID][]platform.Replica{}}
+	w = &world{service: service, project: project, holds: holds, now: time.Now(), want: 1, replicas: map[platform.ID][]platform.Replica{}}
 	if service.Scale != nil {
 		w.want = max(1, service.Scale.Min)
 	}
@@ -304,8 +307,8 @@ func (s *supervisor) copyOutput(replicas []platform.Replica) {
 // configure tells the ingress which replicas serve and which are on trial.
 func (s *supervisor) configure(w *world) {
 	spec := ingress.PoolSpec{
-		ServiceID: s.id, Name: w.service.Name, Stopped: w.service.Stopped,
-		Undeployed:   w.active == nil && !w.underWay,
+		ServiceID: s.id, Name: w.service.Name, Project: w.project.Name, Stopped: w.service.Stopped,
+		Undeployed: w.active == nil && !w.underWay, Holds: w.holds,
 		DrainTimeout: time.Duration(*w.service.WithDefaults().DrainTimeoutS) * time.Second,
 		Notify:       s.wake,
 	}
@@ -331,7 +334,7 @@ func (s *supervisor) targets(w *world, d *platform.Deployment, presumed bool) []
 	for _, r := range w.replicas[d.ID] {
 		if r.State == platform.ReplicaRunning && r.Index < w.want && r.Addr != "" {
 			targets = append(targets, ingress.Target{
-				ID: targetID(r), ReleaseID: d.ID, Addr: r.Addr, Presumed: presumed,
+				ID: targetID(r), Label: r.Label, ReleaseID: d.ID, Addr: r.Addr, Presumed: presumed,
 				Health: *d.Config.HealthCheck, Protocol: d.Config.Protocol,
 			})
 		}
@@ -405,8 +408,10 @@ func (s *supervisor) tearDown(ctx context.Context) (time.Duration, bool) {
 		p.logFailure("dropping the repositories of a deleted service", err)
 		return time.Second, false
 	}
-	if err := p.Logs.Remove(serviceLog(s.id)); err != nil {
-		p.logFailure("removing logs", err)
+	for _, key := range []string{serviceLog(s.id), telemetry.RequestsKey(s.id)} {
+		if err := p.Logs.Remove(key); err != nil {
+			p.logFailure("removing logs", err)
+		}
 	}
 	return 0, true
 }

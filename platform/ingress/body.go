@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 )
 
 // MaxReplayBody is the longest request body, in bytes, that is held in memory
@@ -17,11 +18,13 @@ var errBodyClosed = errors.New("the request body was closed")
 // requestBody is the client's body. Each attempt to send it gets a view.
 type requestBody struct {
 	src    io.Reader
-	length int64 // -1: not known
+	length int64        // -1: not known
+	taken  atomic.Int64 // bytes of it that were read
 
 	mu      sync.Mutex // guards what follows
 	buffer  *[]byte    // the whole of it, of a pool; nil when it is streamed
 	touched bool       // some of a streamed body is gone
+	ended   bool       // and the rest of it, too
 	err     error      // why the client's body could not be read, nil for its end
 	users   int        // of buffer: the views that are not closed, and the request
 }
@@ -42,13 +45,23 @@ func (b *requestBody) fetch(r *http.Request) error {
 		*buffer = make([]byte, b.length)
 	}
 	*buffer = (*buffer)[:b.length]
-	if _, err := io.ReadFull(b.src, *buffer); err != nil {
+	n, err := io.ReadFull(b.src, *buffer)
+	b.taken.Store(int64(n))
+	if err != nil {
 		bodyBuffers.Put(buffer)
 		b.touched, b.err = true, err
 		return err
 	}
 	b.buffer, b.users = buffer, 1
 	return nil
+}
+
+// held is the body that is held in memory, nil for none. It is good until done.
+func (b *requestBody) held() []byte {
+	if b.buffer == nil {
+		return nil
+	}
+	return *b.buffer
 }
 
 // streamed tells whether there is a body that is not held in memory.
@@ -59,6 +72,16 @@ func (b *requestBody) begun() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.touched
+}
+
+// unread tells whether some of a streamed body is still to come.
+func (b *requestBody) unread() bool {
+	if !b.streamed() {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.ended
 }
 
 // failure is why the client's body could not be read, nil if nothing went
@@ -140,9 +163,13 @@ func (v *bodyView) Read(p []byte) (int, error) {
 	b.touched = true
 	b.mu.Unlock() // reading may take the client's time
 	n, err := b.src.Read(p)
-	if err != nil && err != io.EOF {
+	taken := b.taken.Add(int64(n))
+	if err != nil || taken == b.length {
 		b.mu.Lock()
-		b.err = err
+		b.ended = b.ended || err == nil || err == io.EOF
+		if err != io.EOF {
+			b.err = err
+		}
 		b.mu.Unlock()
 	}
 	return n, err

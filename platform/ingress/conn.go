@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync/atomic"
 	"syscall"
 )
@@ -18,6 +19,8 @@ type conn struct {
 	reset    atomic.Bool  // by the peer
 	short    atomic.Bool  // a write failed before its end
 	accepted atomic.Int64 // 1 + the bytes the peer's kernel had taken when it closed; 0: not known
+
+	quietness quietness
 }
 
 // traffic is how much has gone over a connection, in bytes.
@@ -35,7 +38,7 @@ func (c *conn) Read(b []byte) (int, error) {
 		case errors.Is(err, syscall.ECONNRESET):
 			c.reset.Store(true)
 		}
-		if !errors.Is(err, net.ErrClosed) {
+		if !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
 			c.upstream.wake()
 		}
 	}
@@ -47,8 +50,23 @@ func (c *conn) Write(b []byte) (int, error) {
 	// is at work.
 	c.sent.Add(int64(len(b)))
 	n, err := c.Conn.Write(b)
-	if n < len(b) {
-		c.sent.Add(int64(n - len(b)))
+	c.wrote(int64(n), int64(len(b)), err)
+	return n, err
+}
+
+// writeAll writes all of parts, whose lengths sum up to size, at once if it
+// can. It uses parts up.
+func (c *conn) writeAll(parts *net.Buffers, size int64) error {
+	c.sent.Add(size)
+	n, err := parts.WriteTo(c.Conn)
+	c.wrote(n, size, err)
+	return err
+}
+
+// wrote takes the outcome of a write of which all has been counted.
+func (c *conn) wrote(n, all int64, err error) {
+	if n < all {
+		c.sent.Add(n - all)
 		c.short.Store(true)
 	}
 	switch {
@@ -58,7 +76,6 @@ func (c *conn) Write(b []byte) (int, error) {
 	case errors.Is(err, syscall.ECONNRESET):
 		c.reset.Store(true)
 	}
-	return n, err
 }
 
 func (c *conn) Close() error {

@@ -2,7 +2,6 @@ package ingress
 
 import (
 	"context"
-	"errors"
 	"io"
 	"maps"
 	"net/http"
@@ -16,8 +15,12 @@ import (
 	"github.com/denia-paas/denia/platform"
 )
 
+// copyBuffer is large enough for a large answer to take few system calls, and
+// no larger than what Caddy's server writes at once.
+const copyBuffer = 64 << 10
+
 // copyBuffers hold what is on its way from a replica to a client.
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }}
 
 // longAgo as a deadline ends a read that is under way.
 var longAgo = time.Unix(1, 0)
@@ -30,15 +33,13 @@ type attempt struct {
 	before traffic // what had gone over it before
 	wrote  atomic.Bool
 
-	mu       sync.Mutex // guards answered, and the client's header until then
+	mu       sync.Mutex // guards what follows, and the client's header until answered
 	answered bool
+	interim  int // informational answers that came
 }
 
 // forward sends the request to u and the answer to the client.
 func (x *exchange) forward(u *upstream) *failure {
-	if err := x.body.fetch(x.r); err != nil {
-		return &failure{err: err}
-	}
 	multiplexed := u.target.Protocol == platform.ProtocolH2C
 	a := &attempt{x: x}
 	a.trace.GotConn = a.gotConn
@@ -53,6 +54,9 @@ func (x *exchange) forward(u *upstream) *failure {
 			// The replica may answer while it still receives. A writer that
 			// cannot do this answers later, which is all there is to it.
 			_ = x.rc.EnableFullDuplex()
+		}
+		if multiplexed && x.in.options.Endless != nil {
+			x.in.options.Endless(x.r) // the streams of gRPC stay silent for hours
 		}
 		// A transport that waits for the client's next bytes does not notice
 		// that the replica's connection is closed.
@@ -82,7 +86,10 @@ func (x *exchange) forward(u *upstream) *failure {
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		return &failure{err: errors.New("the replica switched protocols unasked"), view: view, final: true}
+		return &failure{err: errSwitchUnasked, view: view, final: true}
+	}
+	if res.StatusCode < http.StatusOK {
+		return &failure{err: errStatusLine, view: view}
 	}
 	x.respond(u, res)
 	return nil
@@ -110,30 +117,40 @@ func (a *attempt) gotConn(info httptrace.GotConnInfo) {
 	}
 }
 
-// informational forwards a 1xx answer. 100 is not forwarded: the server says
-// that by itself when the body is first read, which the transport does when it
-// gets a 100.
+// informational forwards a 1xx answer.
 func (a *attempt) informational(code int, header textproto.MIMEHeader) error {
 	x := a.x
-	if code == http.StatusContinue || !x.r.ProtoAtLeast(1, 1) {
-		return nil
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.answered {
 		return nil
 	}
+	if a.interim++; a.interim >= maxInterim {
+		return errManyInterim
+	}
+	x.inform(code, func(h http.Header) {
+		for name, values := range header {
+			if !hopByHop(name) {
+				h[name] = values
+			}
+		}
+	})
+	return nil
+}
+
+// inform gives the client a 1xx answer with the fields of set. 100 is not for
+// the client: the server says that by itself when the body is first read, which
+// the transport does when it gets a 100.
+func (x *exchange) inform(code int, set func(http.Header)) {
+	if code == http.StatusContinue || !x.r.ProtoAtLeast(1, 1) {
+		return
+	}
 	h := x.w.Header()
 	final := maps.Clone(h)
-	for name, values := range header {
-		if !hopByHop(name) {
-			h[name] = values
-		}
-	}
+	set(h)
 	x.w.WriteHeader(code)
 	clear(h)
 	maps.Copy(h, final)
-	return nil
 }
 
 // respond hands the answer on.
@@ -155,11 +172,16 @@ func (x *exchange) respond(u *upstream, res *http.Response) {
 		// HTTP/2 has both a length and trailers, HTTP/1.1 either.
 		delete(h, "Content-Length")
 	}
-	x.w.WriteHeader(res.StatusCode)
+	if res.StatusCode == http.StatusNoContent {
+		delete(h, "Content-Length") // which it must not have (RFC 9110 §8.6)
+	}
+	asItCame(h)
+	x.begin(res.StatusCode)
 	if res.Body == http.NoBody {
 		return
 	}
 	events := isEventStream(res.Header)
+	x.endless = events
 	if events {
 		defer u.register(&stream{endless: true, end: func() { res.Body.Close() }})()
 	}
@@ -169,6 +191,7 @@ func (x *exchange) respond(u *upstream, res *http.Response) {
 		return
 	}
 	if !x.copyBody(res.Body, flush) {
+		x.gone = true
 		return
 	}
 	if len(res.Trailer) == 0 {
@@ -190,7 +213,9 @@ func (x *exchange) copyBody(body io.Reader, flush bool) bool {
 	for {
 		n, err := body.Read(*buffer)
 		if n > 0 {
-			if _, err := x.w.Write((*buffer)[:n]); err != nil {
+			written, err := x.w.Write((*buffer)[:n])
+			x.sent += int64(written)
+			if err != nil {
 				return false
 			}
 			if flush && x.rc.Flush() != nil {

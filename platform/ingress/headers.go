@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"errors"
 	"math/rand/v2"
 	"net/http"
 	"net/textproto"
@@ -17,6 +18,10 @@ func hopByHop(name string) bool {
 	}
 	return false
 }
+
+// maxListed bounds the fields that a Connection field may list. Each is looked
+// for among all others, and a sender must not make that long.
+const maxListed = 64
 
 // removeListed removes the fields that a Connection field lists.
 func removeListed(from http.Header, connection []string) {
@@ -49,49 +54,147 @@ func forwardedFor(name string) bool {
 	return name == "Forwarded" || name == "X-Real-Ip" || strings.HasPrefix(name, "X-Forwarded-")
 }
 
-// requestHeader is the header to send upstream. Values are shared with r.
-func (in *Ingress) requestHeader(r *http.Request, id string) http.Header {
-	ip, trusted := in.options.Client(r)
-	h := make(http.Header, len(r.Header)+6)
-	for name, values := range r.Header {
-		if !hopByHop(name) && (trusted || !forwardedFor(name)) {
-			h[name] = values
+// passage decides which fields of a request go on to a replica.
+type passage struct {
+	r       *http.Request
+	trusted bool     // the peer is a proxy that is believed
+	listed  []string // by Connection
+	chain   []string // of proxies up to the peer, that is to be continued
+}
+
+// errHeader is for a header that no client that means well sends.
+var errHeader = errors.New("the request's header cannot be forwarded")
+
+func (x *exchange) passage() (p passage, err error) {
+	p.r, p.trusted = x.r, x.trusted
+	for _, line := range x.r.Header["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			name = textproto.TrimString(name)
+			if name == "" || strings.EqualFold(name, "close") || strings.EqualFold(name, "keep-alive") {
+				continue
+			}
+			if len(p.listed) == maxListed {
+				return p, errHeader
+			}
+			p.listed = append(p.listed, name)
 		}
 	}
-	if connection := r.Header["Connection"]; connection != nil {
-		removeListed(h, connection)
+	if p.trusted && !p.isListed("X-Forwarded-For") {
+		p.chain = x.r.Header["X-Forwarded-For"]
+		for _, line := range p.chain {
+			if !validValue(line) {
+				return p, errHeader
+			}
+		}
 	}
-	if te := r.Header["Te"]; te != nil && hasToken(te, "trailers") {
-		h["Te"] = []string{"trailers"} // gRPC insists on it
+	return p, nil
+}
+
+// fields gives each field that goes on as it came. It fails for what would not
+// be one field when written out: net/http's servers let no such name or value
+// in, but there are others, and modules that set fields.
+func (p *passage) fields(give func(name string, values []string)) error {
+	for name, values := range p.r.Header {
+		end, canonical := scanName(name)
+		if end != len(name) || end == 0 {
+			return errHeader
+		}
+		if !canonical {
+			name = textproto.CanonicalMIMEHeaderKey(name)
+		}
+		if !p.passes(name) {
+			continue
+		}
+		for _, value := range values {
+			if !validValue(value) {
+				return errHeader
+			}
+		}
+		give(name, values)
+	}
+	return nil
+}
+
+func (p *passage) passes(name string) bool {
+	switch name {
+	case "Host", "Content-Length", "X-Request-Id", "X-Forwarded-For":
+		return false // written anew
+	case "Expect":
+		return p.r.ContentLength != 0
+	}
+	if hopByHop(name) || !p.trusted && forwardedFor(name) || p.isListed(name) {
+		return false
+	}
+	// CGI and its heirs cannot tell these from the fields that they look like.
+	if strings.IndexByte(name, '_') >= 0 {
+		twin := textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+		return twin != "Host" && twin != "Content-Length" && twin != "X-Request-Id" && !hopByHop(twin) && !forwardedFor(twin)
+	}
+	return true
+}
+
+func (p *passage) isListed(name string) bool {
+	for _, listed := range p.listed {
+		if strings.EqualFold(listed, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// wantsTrailers tells whether the client said that it takes trailers, on which
+// gRPC insists.
+func (p *passage) wantsTrailers() bool {
+	te := p.r.Header["Te"]
+	return te != nil && hasToken(te, "trailers")
+}
+
+// adds tells whether Denia has to say something under name, because nobody who
+// is believed did.
+func (p *passage) adds(name string) bool {
+	return !p.trusted || p.r.Header[name] == nil || p.isListed(name)
+}
+
+func (p *passage) proto() string {
+	if p.r.TLS != nil {
+		return "https"
+	}
+	return "http"
+}
+
+// requestHeader is the header to send upstream. Values are shared with the
+// request.
+func (x *exchange) requestHeader() (http.Header, error) {
+	r := x.r
+	p, err := x.passage()
+	if err != nil {
+		return nil, err
+	}
+	h := make(http.Header, len(r.Header)+6)
+	if err := p.fields(func(name string, values []string) { h[name] = values }); err != nil {
+		return nil, err
+	}
+	if p.wantsTrailers() {
+		h["Te"] = []string{"trailers"}
 	}
 	if _, given := h["User-Agent"]; !given {
 		h["User-Agent"] = []string{""} // else net/http puts its own
 	}
-	if r.ContentLength == 0 {
-		delete(h, "Expect")
-	}
-
-	proto := "http"
-	if r.TLS != nil {
-		proto = "https"
-	}
-	added := [4]string{ip, r.Host, proto, id}
-	if trusted {
+	added := [4]string{x.ip, r.Host, p.proto(), x.id}
+	if len(p.chain) > 0 {
 		// The chain so far was written by proxies up to the peer, so what is
 		// to be added is the peer, not the client at the chain's beginning.
-		if chain := h["X-Forwarded-For"]; len(chain) > 0 {
-			added[0] = strings.Join(chain, ", ") + ", " + peer(r)
-		}
+		added[0] = strings.Join(p.chain, ", ") + ", " + peer(r)
 	}
 	h["X-Forwarded-For"] = added[0:1:1]
-	if h["X-Forwarded-Host"] == nil {
+	if p.adds("X-Forwarded-Host") {
 		h["X-Forwarded-Host"] = added[1:2:2]
 	}
-	if h["X-Forwarded-Proto"] == nil {
+	if p.adds("X-Forwarded-Proto") {
 		h["X-Forwarded-Proto"] = added[2:3:3]
 	}
 	h["X-Request-Id"] = added[3:4:4]
-	return h
+	return h, nil
 }
 
 // requestID is the client's own request id if it can be put into logs and

@@ -28,7 +28,6 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +51,8 @@ type Ingress struct {
 	mu     sync.Mutex // before a pool's mu
 	closed bool
 	pools  map[platform.ID]*pool
+
+	recording // of access entries
 
 	news   chan struct{} // wakes the notifier
 	newsMu sync.Mutex
@@ -77,15 +78,19 @@ func New(o Options) *Ingress {
 		o.DialTimeout = 2 * time.Second
 	}
 	in := &Ingress{
-		options: o,
-		drain:   make(chan struct{}),
-		pools:   map[platform.ID]*pool{},
-		news:    make(chan struct{}, 1),
-		newsOf:  map[*pool]struct{}{},
+		options:   o,
+		drain:     make(chan struct{}),
+		recording: recording{fresh: make(chan struct{}, 1), hurry: make(chan struct{}, 1)},
+		pools:     map[platform.ID]*pool{},
+		news:      make(chan struct{}, 1),
+		newsOf:    map[*pool]struct{}{},
 	}
 	in.ctx, in.cancel = context.WithCancel(context.Background())
 	in.hosts.Store(&table{})
 	in.tasks.Go(in.notify)
+	if o.Record != nil {
+		in.tasks.Go(in.record)
+	}
 	return in
 }
 
@@ -107,26 +112,91 @@ func (in *Ingress) SetRoutes(routes []Route) {
 	if in.closed {
 		return
 	}
-	next := make(table, len(routes))
-	routed := map[*pool]string{}
+	d := draftOf(&table{})
+	for _, p := range in.pools {
+		p.routes = 0
+	}
+	first := map[*pool]string{}
 	for _, route := range routes {
-		host := strings.ToLower(trimHost(route.Host))
-		if _, taken := next[host]; taken || host == "" {
+		key := keyOf(route.Host)
+		if key == "" || d.get(key) != nil {
 			continue
 		}
 		p := in.pool(route.ServiceID)
-		next[host] = p
-		if routed[p] == "" {
-			routed[p] = host
+		d.put(key, p)
+		if p.routes++; p.routes == 1 {
+			first[p] = hostOf(key)
 		}
 	}
 	for id, p := range in.pools {
-		p.setHost(routed[p])
+		p.setHost(first[p])
 		if p.unused() {
 			delete(in.pools, id)
 		}
 	}
-	in.hosts.Store(&next)
+	in.hosts.Store(d.table())
+}
+
+// Change routes the hosts of set, and takes the routes of the hosts in remove
+// away, in one atomic step: no request sees a part of it. All other routes stay
+// as they are. A host in both is routed; of two routes for one host the first
+// counts. It is cheap however many hosts there are.
+func (in *Ingress) Change(set []Route, remove []string) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return
+	}
+	d := draftOf(in.hosts.Load())
+	touched := map[*pool]string{} // with a key that it got
+	route := func(key string, p *pool) {
+		before := d.put(key, p)
+		if before == p {
+			return
+		}
+		if before != nil {
+			before.routes--
+			if _, known := touched[before]; !known {
+				touched[before] = ""
+			}
+		}
+		if p != nil {
+			p.routes++
+			touched[p] = key
+		}
+	}
+	for _, host := range remove {
+		if key := keyOf(host); key != "" {
+			route(key, nil)
+		}
+	}
+	for _, r := range slices.Backward(set) {
+		if key := keyOf(r.Host); key != "" {
+			route(key, in.pool(r.ServiceID))
+		}
+	}
+	in.hosts.Store(d.table())
+	for p, key := range touched {
+		in.rename(p, key)
+		if p.unused() {
+			delete(in.pools, p.service)
+		}
+	}
+}
+
+// rename sees to it that the host p is known by is routed to it. got is a key
+// that may be. in.mu must be held.
+func (in *Ingress) rename(p *pool, got string) {
+	t := in.hosts.Load()
+	switch {
+	case p.routes == 0:
+		p.setHost("")
+	case t.get(keyOf(p.routedHost())) == p:
+	case t.get(got) == p:
+		p.setHost(hostOf(got))
+	default:
+		p.setHost(hostOf(t.anyOf(p)))
+	}
 }
 
 // Has tells whether there is a route for host, given as in a Host header.
@@ -150,7 +220,7 @@ func (in *Ingress) Configure(spec PoolSpec) {
 
 // Hold has requests for a service wait for a ready replica where they were
 // refused, because it was stopped or had no release: one is on its way. The
-// next Configure decides anew.
+// next Configure that knows of it, see PoolSpec.Holds, decides anew.
 func (in *Ingress) Hold(service platform.ID) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -159,19 +229,36 @@ func (in *Ingress) Hold(service platform.ID) {
 	}
 }
 
+// Holds is how often Hold was called for a service. Ask before reading what a
+// PoolSpec is made from.
+func (in *Ingress) Holds(service platform.ID) int {
+	in.mu.Lock()
+	p := in.pools[service]
+	in.mu.Unlock()
+	if p == nil {
+		return 0
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.holds
+}
+
 // Remove takes the pool of a service away. Its targets drain as the last
-// Configure said; requests for hosts that are still routed to it get 404.
+// Configure said; requests for hosts that are still routed to it get 404. When
+// it returns Options.Record is not called for the service any more.
 func (in *Ingress) Remove(service platform.ID) {
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	p := in.pools[service]
 	if p == nil {
+		in.mu.Unlock()
 		return
 	}
 	p.remove()
 	if p.unused() {
 		delete(in.pools, service)
 	}
+	in.mu.Unlock()
+	p.recorder().close() // after in.mu is free: it may wait for a disk
 }
 
 // Status reports on the pool of a service; the zero PoolStatus when there is
@@ -211,6 +298,9 @@ func (in *Ingress) Close() {
 		p.close()
 	}
 	in.tasks.Wait()
+	if in.options.Record != nil {
+		in.recordAll()
+	}
 }
 
 func (in *Ingress) snapshot() []*pool {

@@ -36,6 +36,10 @@ var (
 	// is the one that access logs use for it by custom.
 	refuseGone = &refusal{status: 499, code: "client_gone"}
 
+	refuseRequest = &refusal{
+		status: http.StatusBadRequest, code: "bad_request", title: "This cannot be forwarded",
+		detail: "The request's line or header is not what an HTTP request to a service may have.",
+	}
 	refuseBody = &refusal{
 		status: http.StatusBadRequest, code: "body_incomplete", title: "The request ended early",
 		detail: "The request body could not be read to its announced end.",

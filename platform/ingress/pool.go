@@ -19,14 +19,26 @@ type pool struct {
 	service platform.ID
 	view    atomic.Pointer[view] // what requests see
 	waiting atomic.Int64
+	entries atomic.Pointer[recorder] // nil before the first request
+	routes  int                      // hosts that are routed here; guarded by in.mu
 
 	mu        sync.Mutex // before an upstream's mu
-	spec      PoolSpec   // the last one, without its targets
-	host      string     // the first that is routed here, "" for none
-	known     bool       // has been configured
+	spec      standing   // as last configured
+	holds     int
+	host      string // one that is routed here, "" for none
+	known     bool   // has been configured
 	removed   bool
 	closed    bool
 	upstreams []*upstream // all, draining ones included
+}
+
+// standing is what a PoolSpec says beside its targets. There may be a pool for
+// each of very many hosts, so it holds no more than that.
+type standing struct {
+	Name, Project       string
+	Stopped, Undeployed bool
+	DrainTimeout        time.Duration
+	Notify              func()
 }
 
 // view is what requests see of a pool. It is immutable; changed is closed when
@@ -41,7 +53,7 @@ type view struct {
 }
 
 func newPool(in *Ingress, service platform.ID) *pool {
-	p := &pool{in: in, service: service, spec: PoolSpec{ServiceID: service}}
+	p := &pool{in: in, service: service}
 	p.view.Store(&view{changed: make(chan struct{})})
 	return p
 }
@@ -50,6 +62,8 @@ func newPool(in *Ingress, service platform.ID) *pool {
 type patience struct {
 	total    time.Duration
 	deadline time.Time // zero until it first had to wait
+	waited   time.Duration
+	cold     bool // waited until a target was there
 }
 
 func (w *patience) left() time.Duration {
@@ -59,6 +73,9 @@ func (w *patience) left() time.Duration {
 	}
 	return w.deadline.Sub(now)
 }
+
+// since adds to what was waited.
+func (w *patience) since(began time.Time) { w.waited += time.Since(began) }
 
 // acquire claims the target with the fewest requests in flight; if there is
 // one other than avoid, not avoid. Whoever gets a target must release it. With
@@ -96,10 +113,12 @@ func (p *pool) wait(ctx context.Context, v *view, wait *patience) *refusal {
 		return refuseCrowd(v.name, p.in.options.MaxWaiting)
 	}
 	defer p.waiting.Add(-1)
+	defer wait.since(time.Now())
 	timer := time.NewTimer(left)
 	defer timer.Stop()
 	select {
 	case <-v.changed:
+		wait.cold = true
 		return nil
 	case <-timer.C:
 		return refuseTimeout(v.name, wait.total)
@@ -119,6 +138,7 @@ func (p *pool) settle(ctx context.Context, u *upstream, wait *patience) {
 	if v.pick(u) != u {
 		return
 	}
+	defer wait.since(time.Now())
 	enough := time.NewTimer(min(wait.left(), settleFor))
 	defer enough.Stop()
 	pause := time.NewTimer(0)
@@ -205,8 +225,13 @@ func (p *pool) configure(spec PoolSpec) {
 		return
 	}
 	p.known, p.removed = true, false
-	p.spec = spec
-	p.spec.Serving, p.spec.Candidates, p.spec.Gone = nil, nil, nil
+	if r := p.entries.Load(); r != nil {
+		r.reopen()
+	}
+	if spec.Holds < p.holds { // decided before the last Hold
+		spec.Stopped, spec.Undeployed = false, false
+	}
+	p.spec = standing{spec.Name, spec.Project, spec.Stopped, spec.Undeployed, spec.DrainTimeout, spec.Notify}
 
 	wanted := make(map[*upstream]bool, len(spec.Serving)+len(spec.Candidates))
 	for _, u := range p.upstreams {
@@ -246,6 +271,7 @@ func (p *pool) configure(spec PoolSpec) {
 func (p *pool) hold() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.holds++
 	if p.spec.Stopped || p.spec.Undeployed {
 		p.spec.Stopped, p.spec.Undeployed = false, false
 		p.publish()
@@ -409,15 +435,20 @@ func (p *pool) setHost(host string) {
 	p.host = host
 }
 
+func (p *pool) routedHost() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.host
+}
+
 // probeHost is the Host header of probes: what clients send, as applications
 // may refuse others.
 func (p *pool) probeHost() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.host == "" {
+	host := p.routedHost()
+	if host == "" || platform.IsWildcard(host) {
 		return "localhost"
 	}
-	return p.host
+	return host
 }
 
 func (p *pool) listener() func() {

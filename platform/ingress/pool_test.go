@@ -111,6 +111,27 @@ func TestStoppedAndUndeployedAnswerAtOnce(t *testing.T) {
 	}
 }
 
+// A start is not undone by what was decided before it.
+func TestHoldOutlivesWhatWasDecidedBefore(t *testing.T) {
+	w := newWorld(t, ingress.Options{})
+	spec := w.spec()
+	spec.Stopped, spec.Holds = true, w.Holds(spec.ServiceID)
+	w.Configure(spec)
+	if a := w.get("/"); a.StatusCode != http.StatusServiceUnavailable {
+		t.Fatalf("stopped, and %d", a.StatusCode)
+	}
+	spec.Holds = w.Holds(spec.ServiceID)
+	w.Hold(spec.ServiceID)
+	w.Configure(spec)
+	waiting := w.start(w.request("GET", "/", nil))
+	w.until("the request waits", func(s ingress.PoolStatus) bool { return s.Waiting == 1 })
+	spec.Holds = w.Holds(spec.ServiceID)
+	w.Configure(spec)
+	if a := <-waiting; a.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("stopped again, and %d", a.StatusCode)
+	}
+}
+
 func TestShutdownAnswersThoseThatWait(t *testing.T) {
 	w := newWorld(t, ingress.Options{})
 	waiting := w.start(w.request(http.MethodGet, "/", nil))

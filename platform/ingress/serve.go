@@ -3,6 +3,7 @@ package ingress
 import (
 	"errors"
 	"net/http"
+	"time"
 )
 
 const (
@@ -15,14 +16,24 @@ const (
 
 // exchange is one request on its way.
 type exchange struct {
-	in     *Ingress
-	pool   *pool
-	w      http.ResponseWriter
+	in   *Ingress
+	pool *pool
+	w    http.ResponseWriter
+	r    *http.Request
+	id   string
+	body requestBody
+
+	ip      string // the client's
+	trusted bool   // the peer is a proxy that is believed
+
+	status int   // of the answer the client was given, 0 before
+	sent   int64 // bytes of its body
+	noted        // for the access entry
+
+	// What plain requests do not need is made when it is needed.
 	rc     *http.ResponseController
-	r      *http.Request
-	id     string
 	header http.Header // to send upstream
-	body   requestBody
+	bridge *bridge     // of a WebSocket that is no connection, else nil
 }
 
 // failure is why an attempt got no answer.
@@ -32,6 +43,8 @@ type failure struct {
 	unsent bool      // surely nothing of the request reached the replica
 	unread bool      // some of the request was never read by the replica
 	final  bool      // another attempt would fail the same way
+
+	refused *refusal // what to tell the client, as it is at fault; else nil
 }
 
 // ServeHTTP forwards the request to the service of its host. When the replica
@@ -39,31 +52,52 @@ type failure struct {
 // so that the client can tell.
 func (in *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := exchange{in: in, w: w, r: r, id: requestID(r)}
+	x.began = time.Now()
 	x.pool = in.hosts.Load().lookup(r.Host)
-	switch {
-	case x.pool == nil:
+	if x.pool == nil {
+		in.unknown.Add(1)
 		x.refuse(refuseUnknown)
-	case r.Method == http.MethodConnect:
-		x.refuse(refuseConnect)
-	default:
+		return
+	}
+	x.ip, x.trusted = in.options.Client(r)
+	defer x.note()
+	var refused *refusal
+	if r.Method == http.MethodConnect {
+		refused = x.connect()
+	}
+	if refused != nil {
+		x.refuse(refused)
+	} else {
 		x.serve()
+	}
+	x.whole = true
+}
+
+func (x *exchange) refuse(f *refusal) {
+	x.status, x.refused = f.status, f
+	x.leaveUnread()
+	page := countingWriter{ResponseWriter: x.w}
+	f.write(&page, x.r, x.id)
+	if x.r.Method != http.MethodHead {
+		x.sent = page.written
 	}
 }
 
-func (x *exchange) refuse(f *refusal) { f.write(x.w, x.r, x.id) }
-
 func (x *exchange) serve() {
-	x.rc = http.NewResponseController(x.w)
-	x.header = x.in.requestHeader(x.r, x.id)
+	if !validRequest(x.r) {
+		x.refuse(refuseRequest)
+		return
+	}
 	x.body.src, x.body.length = x.r.Body, x.r.ContentLength
 	defer x.body.done()
 
 	ctx := x.r.Context()
-	wait := patience{total: x.in.options.WaitTimeout}
+	wait := &x.wait
+	wait.total = x.in.options.WaitTimeout
 	broken := 0
 	var avoid *upstream
 	for attempts := 1; ; attempts++ {
-		u, refused := x.pool.acquire(ctx, &wait, avoid)
+		u, refused := x.pool.acquire(ctx, wait, avoid)
 		if refused != nil {
 			x.refuse(refused)
 			return
@@ -76,6 +110,8 @@ func (x *exchange) serve() {
 			broken++
 		}
 		switch {
+		case failed.refused != nil:
+			x.refuse(failed.refused)
 		case u.ended.Load() && x.body.failure() != nil:
 			// The read was ended here, because u was cut, not by the client.
 			x.refuse(refuseBroken(x.pool.name(), false))
@@ -92,7 +128,7 @@ func (x *exchange) serve() {
 		default:
 			avoid = u
 			if !failed.unsent {
-				x.pool.settle(ctx, u, &wait)
+				x.pool.settle(ctx, u, wait)
 			}
 			continue
 		}
@@ -104,10 +140,57 @@ func (x *exchange) serve() {
 // returns nil when the client has been answered.
 func (x *exchange) attempt(u *upstream) *failure {
 	defer u.release()
-	if protocol := upgradeTo(x.r); protocol != "" {
+	x.tried = u
+	x.tries++
+	protocol := x.upgradeTo()
+	if protocol == "" {
+		if err := x.body.fetch(x.r); err != nil {
+			return &failure{err: err}
+		}
+		if x.isPlain(u) {
+			return x.forwardPlain(u)
+		}
+	}
+	if x.header == nil {
+		header, err := x.requestHeader()
+		if err != nil {
+			return &failure{err: err, refused: refuseRequest}
+		}
+		x.header, x.rc = header, http.NewResponseController(x.w)
+	}
+	if protocol != "" {
 		return x.upgrade(u, protocol)
 	}
 	return x.forward(u)
+}
+
+// asItCame keeps servers from guessing what kind an answer is that does not say
+// so: the guess would depend on how much of it is there at a time.
+func asItCame(h http.Header) {
+	if _, said := h["Content-Type"]; !said {
+		h["Content-Type"] = nil
+	}
+}
+
+// begin begins the answer. Its header is set.
+func (x *exchange) begin(status int) {
+	x.status, x.answered = status, time.Since(x.began)
+	x.leaveUnread()
+	x.w.WriteHeader(status)
+	if x.r.ProtoMajor == 3 && (status == http.StatusNoContent || status == http.StatusNotModified || x.r.Method == http.MethodHead) {
+		// Else the server says, as soon as we return, that there is an empty body.
+		_ = http.NewResponseController(x.w).Flush()
+	}
+}
+
+// leaveUnread makes an answer that begins before the request has ended the last
+// on its connection. What is left of the body must not be taken for a request:
+// the server sees to that by itself, but not where middleware has wrapped the
+// body (which Caddy does) and the answer may begin early.
+func (x *exchange) leaveUnread() {
+	if x.r.ProtoMajor == 1 && x.body.unread() {
+		x.w.Header()["Connection"] = []string{"close"}
+	}
 }
 
 // repeatable tells whether a request that may have reached u may be sent again:

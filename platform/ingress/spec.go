@@ -29,10 +29,28 @@ type Options struct {
 	// DialTimeout bounds how long a replica may take to accept a connection.
 	// Default: 2s.
 	DialTimeout time.Duration
+
+	// Record takes access entries of a service, as the lines of text that
+	// platform.AppendAccess makes. It is called at the latest half a second
+	// after an entry came, with at most 32 KiB, for one service at a time and
+	// in order, and may use the text until it returns. It may be slow, and may
+	// fail, which takes nothing: what waits is kept in memory, the newest about
+	// thousand entries of each service. nil: none are made.
+	Record func(service platform.ID, entries []byte) error
+
+	// Endless is called when a request's body has become one that goes on, and
+	// pauses, for as long as both sides like, while the server may still have
+	// timeouts for what a body usually is. nil: it has none.
+	Endless func(*http.Request)
+
+	// TransportOnly has net/http's transport carry the plain requests as well,
+	// which costs about twice as much. It is there to compare the two.
+	TransportOnly bool
 }
 
 // Route sends the requests for a host to a service. Host is taken without
-// regard to case, port and trailing dot.
+// regard to case, port and trailing dot. "*.example.com" stands for every host
+// with one label before that, unless the host has a route of its own.
 type Route struct {
 	Host      string
 	ServiceID platform.ID
@@ -42,12 +60,17 @@ type Route struct {
 type PoolSpec struct {
 	ServiceID platform.ID
 	Name      string // of the service, for the pages people see
+	Project   string // the project's name, for Traffic
 
 	// Stopped and Undeployed answer requests with 503 at once, where they
 	// would otherwise wait for a ready replica: the service was stopped, or
 	// has no release yet.
 	Stopped    bool
 	Undeployed bool
+
+	// Holds is what Ingress.Holds said before it was decided that the service
+	// is Stopped or Undeployed. Where there was a Hold since, it is neither.
+	Holds int
 
 	// DrainTimeout is how long the requests in flight on a target that is
 	// taken away may still run; then they are cut. 0 cuts at once.
@@ -71,6 +94,7 @@ type PoolSpec struct {
 // any other difference but Presumed are different targets.
 type Target struct {
 	ID        string // of the replica
+	Label     string // what people call it, "<release number>.<index>"; empty: its ID
 	ReleaseID platform.ID
 	Addr      string // host:port
 	Protocol  string // platform.ProtocolHTTP (default) or ProtocolH2C

@@ -18,14 +18,19 @@ import (
 // likely to want it.
 const lingerFor = 10 * time.Second
 
-// tunnelBuffers are small: tunnels are many, mostly idle, and each holds two.
-var tunnelBuffers = sync.Pool{New: func() any { b := make([]byte, 4<<10); return &b }}
+// quietBuffers are small: tunnels are many, mostly idle, and each holds two.
+// While much comes at a time, copyBuffers serve instead.
+var quietBuffers = sync.Pool{New: func() any { b := make([]byte, 1<<10); return &b }}
 
 // upgradeTo is the protocol that the client asks to switch to, "" for none.
 // HTTP/2 is no such protocol any more (RFC 9113 §3.1).
-func upgradeTo(r *http.Request) string {
+func (x *exchange) upgradeTo() string {
+	r := x.r
 	protocol := r.Header["Upgrade"]
-	if len(protocol) == 0 || !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1 || !hasToken(r.Header["Connection"], "upgrade") {
+	if len(protocol) == 0 || !hasToken(r.Header["Connection"], "upgrade") {
+		return ""
+	}
+	if x.bridge == nil && (r.ProtoMajor != 1 || r.ProtoMinor < 1) {
 		return ""
 	}
 	if strings.EqualFold(protocol[0], "h2c") {
@@ -52,6 +57,7 @@ func (x *exchange) upgrade(u *upstream, protocol string) *failure {
 	out.Header = maps.Clone(x.header)
 	out.Header["Connection"] = []string{"Upgrade"}
 	out.Header["Upgrade"] = []string{protocol}
+	asSpelt(out.Header)
 	if err := out.Write(c); err != nil {
 		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{})}
 	}
@@ -59,6 +65,11 @@ func (x *exchange) upgrade(u *upstream, protocol string) *failure {
 	res, err := x.readAnswer(from, out)
 	if err != nil {
 		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{})}
+	}
+	if x.bridge != nil {
+		if err := x.bridge.check(res); err != nil {
+			return &failure{err: err, view: view, final: true}
+		}
 	}
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		defer res.Body.Close()
@@ -68,7 +79,9 @@ func (x *exchange) upgrade(u *upstream, protocol string) *failure {
 	if got := res.Header.Get("Upgrade"); !strings.EqualFold(got, protocol) {
 		return &failure{err: fmt.Errorf("the replica switched to %q, asked for %q", got, protocol), view: view, final: true}
 	}
-	if !stop() {
+	// The server watches a stream's client to the end, and a connection's only
+	// until it is taken over.
+	if x.bridge == nil && !stop() {
 		return &failure{err: context.Cause(ctx), view: view, final: true}
 	}
 	x.tunnel(u, c, from, res)
@@ -89,32 +102,57 @@ func (x *exchange) readAnswer(from *bufio.Reader, out *http.Request) (*http.Resp
 	return nil, errors.New("the replica sent too many informational answers")
 }
 
+// asSpelt gives the fields of WebSockets the spelling of RFC 6455, as there are
+// servers and clients that know no other.
+func asSpelt(h http.Header) {
+	for _, name := range [...]string{"Accept", "Extensions", "Key", "Protocol", "Version"} {
+		if values, there := h["Sec-Websocket-"+name]; there {
+			delete(h, "Sec-Websocket-"+name)
+			h["Sec-WebSocket-"+name] = values
+		}
+	}
+}
+
+// client is who a tunnel's other end belongs to.
+type client interface {
+	io.ReadWriter
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error // concurrently with Write
+}
+
 // tunnel answers the client that protocols are switched and copies both ways
 // until both are done.
 func (x *exchange) tunnel(u *upstream, c *conn, from *bufio.Reader, res *http.Response) {
-	h := x.w.Header()
-	maps.Copy(h, res.Header)
-	x.w.WriteHeader(http.StatusSwitchingProtocols)
-	client, buffered, err := x.rc.Hijack()
-	if err != nil {
-		x.in.options.Log.Error("the HTTP server cannot switch protocols", "service", x.pool.name(), "error", err)
-		panic(http.ErrAbortHandler)
-	}
-	defer client.Close()
-	// The server's timeouts are for requests.
-	if client.SetDeadline(time.Time{}) != nil || buffered.Flush() != nil {
-		return
-	}
-	t := tunnel{client: client, replica: c}
+	x.endless = true
+	t := tunnel{replica: c}
 	if strings.EqualFold(res.Header.Get("Upgrade"), "websocket") {
 		t.frames = &frames{}
+		x.protocol = "websocket"
 	}
+	var ahead *bufio.Reader // of what the client has sent already
+	if x.bridge != nil {
+		opened, err := x.bridge.open(x, res)
+		if err != nil {
+			x.gone = true
+			return
+		}
+		t.client = opened
+	} else {
+		taken, buffered, err := x.takeOver(res)
+		if err != nil {
+			x.gone = true
+			return
+		}
+		defer taken.Close()
+		t.client, ahead = taken, buffered
+	}
+	defer func() {
+		x.body.taken.Store(t.up)
+		x.sent = t.down
+	}()
 	defer u.register(&stream{endless: true, end: t.cut})()
 	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		t.send(buffered.Reader)
-	}()
+	go t.send(ahead, sent)
 	t.receive(from)
 	if t.frames != nil && u.goingAway() {
 		t.sayGoodbye()
@@ -122,19 +160,41 @@ func (x *exchange) tunnel(u *upstream, c *conn, from *bufio.Reader, res *http.Re
 	<-sent
 }
 
-// tunnel is a connection whose protocol is not HTTP any more.
-type tunnel struct {
-	client  net.Conn
-	replica *conn
-	frames  *frames // of what the client receives, nil unless WebSocket
+// takeOver has the server answer with the replica's 101 and give up the
+// client's connection.
+func (x *exchange) takeOver(res *http.Response) (net.Conn, *bufio.Reader, error) {
+	h := x.w.Header()
+	asSpelt(res.Header)
+	maps.Copy(h, res.Header)
+	x.begin(http.StatusSwitchingProtocols)
+	taken, buffered, err := x.rc.Hijack()
+	if err != nil {
+		x.in.options.Log.Error("the HTTP server cannot switch protocols", "service", x.pool.name(), "error", err)
+		panic(http.ErrAbortHandler)
+	}
+	// The server's timeouts are for requests.
+	if err := errors.Join(taken.SetDeadline(time.Time{}), buffered.Flush()); err != nil {
+		return nil, nil, errors.Join(err, taken.Close())
+	}
+	return taken, buffered.Reader, nil
 }
 
-// send copies from the client to the replica. ahead holds what the server has
-// already read.
-func (t *tunnel) send(ahead *bufio.Reader) {
-	err := flushAhead(t.replica, ahead, nil)
+// tunnel is a connection whose protocol is not HTTP any more.
+type tunnel struct {
+	client  client
+	replica *conn
+	frames  *frames // of what the client receives, nil unless WebSocket
+
+	up, down int64 // bytes for the replica, and for the client
+}
+
+// send copies from the client to the replica, and closes done. ahead holds what
+// the server has already read.
+func (t *tunnel) send(ahead *bufio.Reader, done chan<- struct{}) {
+	defer close(done)
+	err := flushAhead(t.replica, ahead, nil, &t.up)
 	if err == nil {
-		err = pump(t.replica, t.client, nil)
+		err = pump(t.replica, t.client, nil, &t.up)
 	}
 	if err == nil {
 		err = t.replica.CloseWrite()
@@ -147,9 +207,9 @@ func (t *tunnel) send(ahead *bufio.Reader) {
 
 // receive copies from the replica to the client.
 func (t *tunnel) receive(ahead *bufio.Reader) {
-	err := flushAhead(t.client, ahead, t.frames)
+	err := flushAhead(t.client, ahead, t.frames, &t.down)
 	if err == nil {
-		err = pump(t.client, t.replica, t.frames)
+		err = pump(t.client, t.replica, t.frames, &t.down)
 	}
 	half, ok := t.client.(interface{ CloseWrite() error })
 	if err == nil && ok && half.CloseWrite() == nil {
@@ -174,27 +234,36 @@ func (t *tunnel) sayGoodbye() {
 	}
 }
 
-// flushAhead writes what a bufio.Reader has read ahead.
-func flushAhead(to io.Writer, ahead *bufio.Reader, f *frames) error {
+// flushAhead writes what a bufio.Reader, which may be nil, has read ahead, and
+// counts it.
+func flushAhead(to io.Writer, ahead *bufio.Reader, f *frames, count *int64) error {
+	if ahead == nil {
+		return nil
+	}
 	n := ahead.Buffered()
 	if n == 0 {
 		return nil
 	}
 	b, _ := ahead.Peek(n)
 	f.advance(b)
-	_, err := to.Write(b)
+	written, err := to.Write(b)
+	*count += int64(written)
 	return err
 }
 
-// pump copies until from ends, which gives nil, or either fails.
-func pump(to io.Writer, from io.Reader, f *frames) error {
-	buffer := tunnelBuffers.Get().(*[]byte)
-	defer tunnelBuffers.Put(buffer)
+// pump copies until from ends, which gives nil, or either fails. It counts what
+// it copied.
+func pump(to io.Writer, from io.Reader, f *frames, count *int64) error {
+	buffers := &quietBuffers
+	buffer := buffers.Get().(*[]byte)
+	defer func() { buffers.Put(buffer) }()
 	for {
 		n, err := from.Read(*buffer)
 		if n > 0 {
 			f.advance((*buffer)[:n])
-			if _, err := to.Write((*buffer)[:n]); err != nil {
+			written, err := to.Write((*buffer)[:n])
+			*count += int64(written)
+			if err != nil {
 				return err
 			}
 		}
@@ -203,6 +272,17 @@ func pump(to io.Writer, from io.Reader, f *frames) error {
 		}
 		if err != nil {
 			return err
+		}
+		wanted := buffers
+		switch {
+		case n == len(*buffer):
+			wanted = &copyBuffers
+		case n <= 1<<10:
+			wanted = &quietBuffers
+		}
+		if wanted != buffers {
+			buffers.Put(buffer)
+			buffers, buffer = wanted, wanted.Get().(*[]byte)
 		}
 	}
 }

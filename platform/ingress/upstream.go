@@ -77,6 +77,7 @@ type upstream struct {
 
 	ended atomic.Bool
 	conns sync.Map // of *conn
+	idle  idleConns
 
 	mu      sync.Mutex // guards streams
 	streams map[*stream]struct{}
@@ -123,12 +124,9 @@ func (u *upstream) newTransport() *http.Transport {
 			}
 			return c, nil
 		},
-		DisableCompression:  true,
-		MaxIdleConnsPerHost: 512,
-		// Shorter than the shortest keep-alive of common servers (Node.js:
-		// 5s), so that it is this side that gives idle connections up, and
-		// never with a request on the way.
-		IdleConnTimeout:       4 * time.Second,
+		DisableCompression:    true,
+		MaxIdleConnsPerHost:   maxIdle,
+		IdleConnTimeout:       idleFor,
 		ExpectContinueTimeout: time.Second,
 		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
 	}
@@ -231,6 +229,7 @@ func (u *upstream) isDead() bool {
 func (u *upstream) end() {
 	u.cancel()
 	u.ended.Store(true)
+	u.idle.end()
 	u.conns.Range(func(c, _ any) bool {
 		c.(*conn).Close()
 		return true

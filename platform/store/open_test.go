@@ -66,7 +66,7 @@ func TestOpen_RefusesNewerSchema(t *testing.T) {
 		if err == nil {
 			t.Fatal("a newer schema was opened")
 		}
-		for _, part := range []string{"4711", "up to version 2", "newer Denia", "backup"} {
+		for _, part := range []string{"4711", "up to version 3", "newer Denia", "backup"} {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("%q does not say %q", err, part)
 			}
@@ -93,11 +93,17 @@ func TestOpen_UpgradesFromTheFirstSchema(t *testing.T) {
 	onEachDSN(t, func(t *testing.T, dsn string) {
 		first := get(store.Open(t.Context(), dsn, options())).or(t)
 		live := release(t, first, anyService(t, first).ID)
+		plain := platform.ServiceSpec{Name: "plain", TLS: "off", RunSpec: platform.RunSpec{Env: platform.Env{"tls": "auto"}}}
+		get(first.CreateService(t.Context(), defaultProject(t, first).ID, plain)).or(t)
 		ok(t, first.Close())
 		db := raw(t, dsn)
 		for _, table := range []string{"reviews", "edges", "tags", "manifests", "links", "blobs"} {
 			execute(t, db, `DROP TABLE registry_`+table)
 		}
+		for _, table := range []string{"domains", "certificate_files", "certificate_locks"} {
+			execute(t, db, `DROP TABLE `+table)
+		}
+		execute(t, db, `ALTER TABLE services DROP COLUMN tls`)
 		execute(t, db, `DELETE FROM schema_version WHERE version_id > 1`)
 
 		execute(t, db, `CREATE TABLE registry_reviews (stranger TEXT)`) // the last table the migration makes
@@ -112,6 +118,8 @@ func TestOpen_UpgradesFromTheFirstSchema(t *testing.T) {
 		s := open(t, dsn)
 		same(t, "deployment", get(s.Deployment(t.Context(), live.ID)).or(t), live)
 		commit(t, s.Registry(), "a", "x", noon)
+		refs := get(s.AllServices(t.Context())).or(t)
+		equal(t, "TLS of the services", names(refs, func(r store.ServiceRef) string { return r.Name + "=" + r.TLS }), "plain=off web=auto")
 	})
 }
 

@@ -34,7 +34,7 @@ type preparedTx struct {
 // ExecContext is that of a tx.
 func (t preparedTx) ExecContext(ctx context.Context, text string, args ...any) (sql.Result, error) {
 	if stmt := t.p.find(text); stmt != nil {
-		return t.StmtContext(ctx, stmt).ExecContext(ctx, args...)
+		return t.StmtContext(ctx, stmt).ExecContext(ctx, args...) //nolint:sqlclosecheck // ends with the transaction
 	}
 	return t.Tx.ExecContext(ctx, text, args...)
 }
@@ -42,7 +42,7 @@ func (t preparedTx) ExecContext(ctx context.Context, text string, args ...any) (
 // QueryContext is that of a tx.
 func (t preparedTx) QueryContext(ctx context.Context, text string, args ...any) (*sql.Rows, error) {
 	if stmt := t.p.find(text); stmt != nil {
-		return t.StmtContext(ctx, stmt).QueryContext(ctx, args...)
+		return t.StmtContext(ctx, stmt).QueryContext(ctx, args...) //nolint:sqlclosecheck // ends with the transaction
 	}
 	return t.Tx.QueryContext(ctx, text, args...)
 }

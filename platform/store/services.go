@@ -22,6 +22,7 @@ type ServiceRef struct {
 	ProjectName        string
 	HostLabel          string // below the base domain
 	Protocol           string // platform.ProtocolHTTP or ProtocolH2C
+	TLS                string // "auto" or "off"
 	Stopped            bool   // desired
 	ActiveDeploymentID platform.ID
 }
@@ -49,9 +50,9 @@ func (s *Store) CreateService(ctx context.Context, project platform.ID, spec pla
 			return err
 		}
 		id := NewID()
-		if _, err := tx.exec(ctx, `INSERT INTO services (id, project_id, name, host_label, protocol, spec, secrets, stopped, version, created_at, updated_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, FALSE, 1, $8, $8)`,
-			id, project, spec.Name, label, protocol(spec), doc, sec, tx.now); err != nil {
+		if _, err := tx.exec(ctx, `INSERT INTO services (id, project_id, name, host_label, protocol, tls, spec, secrets, stopped, version, created_at, updated_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, FALSE, 1, $9, $9)`,
+			id, project, spec.Name, label, protocol(spec), tlsOf(spec), doc, sec, tx.now); err != nil {
 			return err
 		}
 		v, err = s.mustService(ctx, tx, id)
@@ -105,9 +106,9 @@ func (s *Store) Services(ctx context.Context, f ServiceFilter, page Page) (list 
 func (s *Store) AllServices(ctx context.Context) (list []ServiceRef, err error) {
 	defer explain(&err, "listing all services")
 	return all(ctx, s.read(), func(r row) (ref ServiceRef, err error) {
-		err = r.Scan(&ref.ID, &ref.ProjectID, &ref.Name, &ref.ProjectName, &ref.HostLabel, &ref.Protocol, &ref.Stopped, intoOptionalID(&ref.ActiveDeploymentID))
+		err = r.Scan(&ref.ID, &ref.ProjectID, &ref.Name, &ref.ProjectName, &ref.HostLabel, &ref.Protocol, &ref.TLS, &ref.Stopped, intoOptionalID(&ref.ActiveDeploymentID))
 		return ref, err
-	}, `SELECT v.id, v.project_id, v.name, p.name, v.host_label, v.protocol, v.stopped, v.active_deployment_id
+	}, `SELECT v.id, v.project_id, v.name, p.name, v.host_label, v.protocol, v.tls, v.stopped, v.active_deployment_id
 		FROM services v JOIN projects p ON p.id = v.project_id ORDER BY p.name, v.name`)
 }
 
@@ -213,8 +214,8 @@ func (s *Store) saveService(ctx context.Context, tx tx, id platform.ID, spec pla
 	if err != nil {
 		return platform.Service{}, err
 	}
-	if _, err := tx.exec(ctx, `UPDATE services SET name = $1, protocol = $2, spec = $3, secrets = $4, version = version + 1, updated_at = $5 WHERE id = $6`,
-		spec.Name, protocol(spec), doc, sec, tx.now, id); err != nil {
+	if _, err := tx.exec(ctx, `UPDATE services SET name = $1, protocol = $2, tls = $3, spec = $4, secrets = $5, version = version + 1, updated_at = $6 WHERE id = $7`,
+		spec.Name, protocol(spec), tlsOf(spec), doc, sec, tx.now, id); err != nil {
 		return platform.Service{}, err
 	}
 	return s.mustService(ctx, tx, id)
@@ -236,6 +237,27 @@ func (s *Store) encodeService(spec platform.ServiceSpec) (doc, sec any, err erro
 }
 
 func protocol(spec platform.ServiceSpec) string { return spec.RunSpec.WithDefaults().Protocol }
+
+func tlsOf(spec platform.ServiceSpec) string { return spec.WithDefaults().TLS }
+
+// fillTLS completes the rows that were written before services had the column.
+func fillTLS(ctx context.Context, tx tx) error {
+	type service struct {
+		id   platform.ID
+		spec platform.ServiceSpec
+	}
+	list, err := all(ctx, tx, func(r row) (v service, err error) { return v, r.Scan(&v.id, intoJSON(&v.spec)) },
+		`SELECT id, spec FROM services WHERE tls = ''`)
+	if err != nil {
+		return err
+	}
+	for _, v := range list {
+		if _, err := tx.exec(ctx, `UPDATE services SET tls = $1 WHERE id = $2`, tlsOf(v.spec), v.id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func serviceNameFree(ctx context.Context, tx tx, p platform.Project, name string) error {
 	taken, err := exists(ctx, tx, `SELECT 1 FROM services WHERE project_id = $1 AND name = $2`, p.ID, name)

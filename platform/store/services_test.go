@@ -131,7 +131,7 @@ func TestServices_Lists(t *testing.T) {
 		ok(t, s.SetStopped(t.Context(), refs[0].ID, true))
 		same(t, "ref", get(s.AllServices(t.Context())).or(t)[0], store.ServiceRef{
 			ID: refs[0].ID, ProjectID: p.ID, Name: "a", ProjectName: "p", HostLabel: "a-p",
-			Protocol: platform.ProtocolHTTP, Stopped: true, ActiveDeploymentID: live.ID,
+			Protocol: platform.ProtocolHTTP, TLS: "auto", Stopped: true, ActiveDeploymentID: live.ID,
 		})
 	})
 }

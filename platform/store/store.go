@@ -132,6 +132,9 @@ func (s *Store) prepare(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := fillTLS(ctx, tx); err != nil {
+			return fmt.Errorf("completing the services: %w", err)
+		}
 		// A request in flight has died with its process, and its client may
 		// repeat it now.
 		if _, err := tx.exec(ctx, `DELETE FROM idempotency WHERE reply IS NULL`); err != nil {

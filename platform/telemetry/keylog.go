@@ -220,11 +220,11 @@ func (k *keyLog) append(lines []platform.LogLine) error {
 		for part := range records(l) {
 			before := len(k.pending)
 			k.pending = appendRecord(k.pending, part)
-			full := segmentSize+int64(len(k.pending)) > k.logs.options.SegmentBytes && segmentSize+int64(before) > 0
+			full := segmentSize+int64(len(k.pending)) > k.logs.options.segmentOf(k.key) && segmentSize+int64(before) > 0
 			if !full && before < maxWrite {
 				continue
 			}
-			if err := k.flush(before); err != nil {
+			if err := k.flush(k.pending[:before]); err != nil {
 				return err
 			}
 			segmentSize += int64(before)
@@ -237,15 +237,34 @@ func (k *keyLog) append(lines []platform.LogLine) error {
 			}
 		}
 	}
-	err := k.flush(len(k.pending))
+	err := k.flush(k.pending)
 	if cap(k.pending) > maxRecord {
 		k.pending = nil // an idle log holds no memory for a burst long past
 	}
 	return err
 }
 
-// flush writes the first n bytes of pending and shows them to readers.
-func (k *keyLog) flush(n int) error {
+// appendRecords adds records as they lie on disk, at most a segment's worth.
+func (k *keyLog) appendRecords(records []byte) error {
+	k.write.Lock()
+	defer k.write.Unlock()
+	if err := k.writable(); err != nil {
+		return err
+	}
+	s := k.snapshot()
+	if i := len(s.segments) - 1; i >= 0 {
+		if size := s.end - s.segments[i].base; size > 0 && size+int64(len(records)) > k.logs.options.segmentOf(k.key) {
+			if err := k.roll(); err != nil {
+				return err
+			}
+		}
+	}
+	return k.flush(records)
+}
+
+// flush writes whole records and shows them to readers.
+func (k *keyLog) flush(records []byte) error {
+	n := len(records)
 	if n == 0 {
 		return nil
 	}
@@ -254,7 +273,7 @@ func (k *keyLog) flush(n int) error {
 	}
 	k.trim(int64(n))
 	s := k.snapshot()
-	if _, err := k.file.Write(k.pending[:n]); err != nil {
+	if _, err := k.file.Write(records); err != nil {
 		// Readers must never see half a record. If it cannot be taken back
 		// now, the next use reads the directory again, as after a crash.
 		base := s.segments[len(s.segments)-1].base
@@ -336,7 +355,7 @@ func (k *keyLog) roll() error {
 func (k *keyLog) trim(n int64) {
 	s := k.snapshot()
 	drop := 0
-	for total := s.end - s.segments[0].base + n; drop < len(s.segments)-1 && total > k.logs.options.CapBytes; drop++ {
+	for total := s.end - s.segments[0].base + n; drop < len(s.segments)-1 && total > k.logs.options.capOf(k.key); drop++ {
 		total -= s.segments[drop+1].base - s.segments[drop].base
 	}
 	if drop == 0 {

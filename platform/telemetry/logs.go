@@ -1,10 +1,10 @@
 // Package telemetry keeps logs: of services while their replicas come and go,
-// of deployments until they are deleted.
+// of deployments until they are deleted, and of the requests to services.
 //
 // # On disk
 //
-// A log has a key, "services/<id>" or "deployments/<id>", and below the data
-// directory a directory of that name. In it lie segments, text files that are
+// A log has a key, "services/<id>", "deployments/<id>" or "requests/<id>", and
+// below the data directory a directory of that name. In it lie segments, text files that are
 // only ever appended to, of which the oldest is deleted when all together
 // exceed the cap. A segment is named for the position of its first byte in the
 // log as if nothing had ever been deleted: 16 hexadecimal digits and ".log". A
@@ -45,15 +45,31 @@ import (
 
 // Defaults of LogOptions.
 const (
-	DefaultCapBytes  = 100 << 20
-	defaultOpenFiles = 64
+	DefaultCapBytes     = 100 << 20
+	DefaultRequestBytes = 20 << 20
+	defaultOpenFiles    = 64
 )
 
 // LogOptions configure Logs. Zero fields take their defaults.
 type LogOptions struct {
 	CapBytes     int64 // of one key on disk; default 100 MiB
-	SegmentBytes int64 // default a tenth of CapBytes
+	SegmentBytes int64 // default a tenth of the key's cap
 	OpenFiles    int   // kept open for appending, over all keys; default 64
+
+	// RequestBytes is the cap of keys of the kind "requests"; default 20 MiB.
+	RequestBytes int64
+}
+
+// capOf is how much a key may take on disk.
+func (o *LogOptions) capOf(key string) int64 {
+	if isRequests(key) {
+		return o.RequestBytes
+	}
+	return o.CapBytes
+}
+
+func (o *LogOptions) segmentOf(key string) int64 {
+	return cmp.Or(o.SegmentBytes, max(1, o.capOf(key)/10))
 }
 
 // ErrClosed is what every method returns once Logs is closed.
@@ -78,7 +94,7 @@ type Logs struct {
 // OpenLogs opens the logs below dir, which is made if need be (0700).
 func OpenLogs(dir string, o LogOptions) (*Logs, error) {
 	o.CapBytes = cmp.Or(o.CapBytes, DefaultCapBytes)
-	o.SegmentBytes = cmp.Or(o.SegmentBytes, max(1, o.CapBytes/10))
+	o.RequestBytes = cmp.Or(o.RequestBytes, DefaultRequestBytes)
 	o.OpenFiles = cmp.Or(o.OpenFiles, defaultOpenFiles)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("creating log directory: %w", err)

@@ -29,6 +29,7 @@ type filter struct {
 	grep         []byte
 	replica      string
 	stream       byte // 0: all
+	also         func(record) bool
 }
 
 func (q Query) filter() filter {
@@ -52,7 +53,8 @@ func (f *filter) match(r record) bool {
 	return r.ts >= f.since && r.ts <= f.until &&
 		(f.stream == 0 || f.stream == r.stream) &&
 		(f.replica == "" || f.replica == string(r.replica)) &&
-		(len(f.grep) == 0 || bytes.Contains(r.line, f.grep))
+		(len(f.grep) == 0 || bytes.Contains(r.line, f.grep)) &&
+		(f.also == nil || f.also(r))
 }
 
 // Read returns the lines of key that q wants, in the order they were appended;
@@ -129,6 +131,10 @@ type Follower struct {
 //
 // A cursor that is none is a Malformed error with code bad_cursor.
 func (l *Logs) Follow(ctx context.Context, key string, after Cursor, q Query) (*Follower, error) {
+	return l.follow(ctx, key, after, q.Tail, q.filter())
+}
+
+func (l *Logs) follow(ctx context.Context, key string, after Cursor, tail int, only filter) (*Follower, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("following log: %w", err)
 	}
@@ -143,14 +149,14 @@ func (l *Logs) Follow(ctx context.Context, key string, after Cursor, q Query) (*
 	if err != nil {
 		return nil, err
 	}
-	f := &Follower{k: k, filter: q.filter()}
+	f := &Follower{k: k, filter: only}
 	switch {
-	case after != "" || q.Tail == 0:
-	case q.Tail < 0:
+	case after != "" || tail == 0:
+	case tail < 0:
 		pos = k.snapshot().end
 	default:
 		pos = k.snapshot().end
-		left := q.Tail
+		left := tail
 		err = k.backwards(func(r record, at int64) bool {
 			if f.filter.match(r) {
 				pos = at

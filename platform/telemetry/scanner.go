@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"slices"
 )
@@ -189,10 +190,19 @@ func (s *scanner) limit() (limit int64, last bool, err error) {
 // position it begins at, until f returns false. The record is valid during
 // the call.
 func (k *keyLog) backwards(f func(r record, at int64) bool) error {
+	return k.backwardsFrom(math.MaxInt64, f)
+}
+
+// backwardsFrom is backwards for the records before a position, at which one
+// begins.
+func (k *keyLog) backwardsFrom(end int64, f func(r record, at int64) bool) error {
 	now := k.snapshot()
 	for i := len(now.segments) - 1; i >= 0; i-- {
 		seg := now.segments[i]
-		more, err := k.segmentBackwards(seg.base, now.limit(i)-seg.base, f)
+		if seg.base >= end {
+			continue
+		}
+		more, err := k.segmentBackwards(seg.base, min(now.limit(i), end)-seg.base, f)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // deleted meanwhile, and the older ones before it
 		}

@@ -5,6 +5,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -67,9 +69,12 @@ type server struct {
 	dir   string // holds the Caddyfile
 	data  string // the data directory
 	port  int
+	https int // where there is TLS
 	admin int
 	token string
 	cmd   *exec.Cmd
+	files []*os.File // passed on, from descriptor 3
+	path  string     // of the program, where it is not the one that was built
 	done  chan struct{}
 	host  string // of the API, where it is not the address
 	log   *logBuffer
@@ -94,7 +99,8 @@ func (b *logBuffer) String() string {
 }
 
 // start runs Denia on an empty data directory; options go into the block denia
-// of its Caddyfile. When the test ends, everything it made is removed.
+// of its Caddyfile, with $PORT as the port it listens on. When the test ends,
+// everything it made is removed.
 func start(t testing.TB, options ...string) *server {
 	t.Helper()
 	s := &server{t: t, dir: t.TempDir(), port: freePort(t), admin: freePort(t), token: "dn_adm_e2e-test-admin-token", log: &logBuffer{}}
@@ -152,7 +158,7 @@ http://:%d {
 	bind 127.0.0.1
 	denia
 }
-`, s.admin, s.data, strings.Join(options, "\n\t\t"), s.port)
+`, s.admin, s.data, strings.ReplaceAll(strings.Join(options, "\n\t\t"), "$PORT", strconv.Itoa(s.port)), s.port)
 	if err := os.WriteFile(s.caddyfile(), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
@@ -160,20 +166,30 @@ http://:%d {
 
 func (s *server) caddyfile() string { return filepath.Join(s.dir, "Caddyfile") }
 
-// run starts the process and waits until it listens.
-func (s *server) run() {
-	s.t.Helper()
-	s.cmd = exec.Command(binary, "run", "--config", s.caddyfile())
+// launch starts the process.
+func (s *server) launch() error {
+	s.cmd = exec.Command(cmp.Or(s.path, binary), "run", "--config", s.caddyfile())
 	s.cmd.Env = append(os.Environ(), "DENIA_ADMIN_TOKEN="+s.token, "HOME="+s.dir)
+	s.cmd.ExtraFiles = s.files
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
 	s.done = make(chan struct{})
+	if err := s.cmd.Start(); err != nil {
+		close(s.done)
+		return err
+	}
 	go func(cmd *exec.Cmd, done chan struct{}) {
 		_ = cmd.Wait()
 		close(done)
 	}(s.cmd, s.done)
+	return nil
+}
+
+// run starts the process and waits until it listens.
+func (s *server) run() {
+	s.t.Helper()
+	if err := s.launch(); err != nil {
+		s.t.Fatal(err)
+	}
 	listens := func() bool {
 		select {
 		case <-s.done:

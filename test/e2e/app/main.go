@@ -77,6 +77,7 @@ func handler(ctx context.Context) http.Handler {
 		}
 		fmt.Fprintf(w, "%d %x", n, sum.Sum(nil))
 	})
+	protocols(mux)
 	mux.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv(r.URL.Query().Get("key"))) })
 	mux.HandleFunc("/host", func(w http.ResponseWriter, r *http.Request) {
 		name, _ := os.Hostname()

@@ -1,0 +1,500 @@
+package caddymodule
+
+import (
+	"container/heap"
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/denia-paas/denia/platform"
+	"github.com/denia-paas/denia/platform/control"
+)
+
+const (
+	maxAttempts = 16                    // handshakes under way at a time
+	pace        = 50 * time.Millisecond // between the beginnings of two
+	patience    = 2 * time.Minute       // for one
+
+	warmth  = 6 * time.Hour    // a certificate is looked at this often, even if nothing is to be done
+	visited = 10 * time.Second // after a visitor's handshake: what has come of it?
+	longest = time.Hour        // a name that waits is looked at this often: another node may have its certificate
+	memory  = 24 * time.Hour   // the failure of a name that nobody asks for is forgotten
+)
+
+// certificates gets and keeps the certificates of Denia's names, by doing for
+// each from time to time what a visitor does: a handshake, in memory, through
+// the newest of Caddy's configurations. Caddy then does its usual work. Alone,
+// it would do it for the first visitor of a domain only, while that one waits,
+// and would let certificates expire that nobody visits.
+//
+// Caddy tells about its work by events: from them comes what an owner reads of
+// a failure, and by them orders are held back, see obtaining.
+type certificates struct {
+	log   *slog.Logger
+	names atomic.Pointer[names]
+	view  atomic.Pointer[automation]
+
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	wake   chan struct{}
+
+	mu            sync.Mutex
+	given         control.Names
+	controlDomain string
+	entries       map[string]*entry
+	queue         queue
+	orders        *orders
+	running       int
+}
+
+// automation is how one of Caddy's configurations gets certificates; tlsView has
+// the real one.
+type automation interface {
+	onDemand(name string) bool
+	issues(name string) bool
+	isFree(name string) bool
+	renewalRatio(name string) float64
+	handshake(ctx context.Context, name string) (*x509.Certificate, error)
+}
+
+func newCertificates(c Certificates, controlDomain string, log *slog.Logger) *certificates {
+	m := &certificates{
+		log: log, wake: make(chan struct{}, 1), controlDomain: controlDomain,
+		entries: map[string]*entry{}, orders: newOrders(c),
+	}
+	m.names.Store(&names{})
+	m.rebuild()
+	return m
+}
+
+// start begins to look after the certificates. What has to be there before is a
+// configuration: see useView.
+func (c *certificates) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.cancel = cancel
+	c.wg.Go(func() { c.run(ctx) })
+}
+
+// close ends all handshakes under way and waits for them.
+func (c *certificates) close() {
+	if c.cancel != nil {
+		c.cancel()
+	}
+	c.wg.Wait()
+}
+
+// useView takes over a configuration that has started: only then authorities
+// reach the listeners.
+func (c *certificates) useView(view automation) {
+	c.view.Store(&view)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	for _, e := range c.entries {
+		if e.seen && e.leaf.notAfter.IsZero() && !e.absent { // perhaps the last configuration could not
+			c.reschedule(e, now)
+		}
+	}
+	c.nudge()
+}
+
+// automation is the newest configuration's; nil before one has started, and
+// without TLS.
+func (c *certificates) automation() automation {
+	if view := c.view.Load(); view != nil {
+		return *view
+	}
+	return nil
+}
+
+// useNames takes over the names that may have a certificate.
+func (c *certificates) useNames(given control.Names) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	given.Services = slices.Sorted(slices.Values(given.Services))
+	c.given = given
+	c.rebuild()
+}
+
+// useControlDomain takes over the control domain; it may be empty.
+func (c *certificates) useControlDomain(domain string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.controlDomain != domain {
+		c.controlDomain = domain
+		c.rebuild()
+	}
+}
+
+// rebuild is called with c.mu held, as are all that follow but the handshakes.
+func (c *certificates) rebuild() {
+	last := c.names.Load()
+	next := &names{domains: c.given.Domains, services: c.given.Services, control: c.controlDomain}
+	c.names.Store(next)
+	removed, added := changes(last, next)
+	for _, name := range removed {
+		c.forbid(name)
+		if !platform.IsWildcard(name) {
+			continue
+		}
+		for child, e := range c.entries {
+			if _, ok := next.find(child); e.kind == childName && !ok {
+				c.forbid(child)
+			}
+		}
+	}
+	// Many that come at once, as at the start, are looked at one after another,
+	// and one that comes meanwhile goes first.
+	due := time.Now()
+	for _, name := range added {
+		k, _ := next.find(name)
+		switch e := c.entries[name]; {
+		case e != nil:
+			e.kind = k
+			if e.gone {
+				e.gone = false
+				c.reschedule(e, later(due, e.retry))
+			}
+		case k.eager() || k == wildcardName:
+			c.reschedule(c.add(name, k), due)
+			due = due.Add(pace)
+		}
+	}
+}
+
+// changes tells which names may have a certificate no more, and which now.
+func changes(last, next *names) (removed, added []string) {
+	compare := func(before, after []string) {
+		for len(before) > 0 || len(after) > 0 {
+			switch {
+			case len(after) == 0 || len(before) > 0 && before[0] < after[0]:
+				removed, before = append(removed, before[0]), before[1:]
+			case len(before) == 0 || after[0] < before[0]:
+				added, after = append(added, after[0]), after[1:]
+			default:
+				before, after = before[1:], after[1:]
+			}
+		}
+	}
+	compare(withTLS(last.domains), withTLS(next.domains))
+	compare(last.services, next.services)
+	if last.control != next.control {
+		compare(single(last.control), single(next.control))
+	}
+	return removed, added
+}
+
+func withTLS(domains []platform.DomainName) []string {
+	list := make([]string, 0, len(domains))
+	for _, domain := range domains {
+		if domain.TLS != "off" {
+			list = append(list, domain.Hostname)
+		}
+	}
+	return list
+}
+
+func single(name string) []string {
+	if name == "" {
+		return nil
+	}
+	return []string{name}
+}
+
+// forbid ends what is done for a name.
+func (c *certificates) forbid(name string) {
+	e := c.entries[name]
+	if e == nil || e.gone {
+		return
+	}
+	if e.cancel != nil {
+		e.cancel()
+	}
+	// Its back-off stays: detaching and attaching a domain must not be a way
+	// around it.
+	if e.gone = true; !time.Now().Before(e.retry) {
+		c.drop(e)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func (c *certificates) add(name string, k kind) *entry {
+	e := &entry{name: name, kind: k, index: -1}
+	c.entries[name] = e
+	return e
+}
+
+func (c *certificates) drop(e *entry) {
+	if e.index >= 0 {
+		heap.Remove(&c.queue, e.index)
+	}
+	if c.entries[e.name] == e {
+		delete(c.entries, e.name)
+	}
+}
+
+// reschedule has e looked at at the time due. While it is being looked at,
+// finish decides on the next time.
+func (c *certificates) reschedule(e *entry, due time.Time) {
+	e.due = due
+	switch {
+	case e.running:
+	case e.index >= 0:
+		heap.Fix(&c.queue, e.index)
+	default:
+		heap.Push(&c.queue, e)
+	}
+	c.nudge()
+}
+
+func (c *certificates) nudge() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run starts the handshakes that are due.
+func (c *certificates) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait := c.next(ctx)
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-c.wake:
+			if wait == pace { // the pace is kept, whoever nudges
+				<-timer.C
+			}
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// next starts the handshake that is due first, if one is, and tells how long
+// there is to wait.
+func (c *certificates) next(ctx context.Context) time.Duration {
+	view := c.automation()
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if view == nil || len(c.queue) == 0 || c.running == maxAttempts {
+		return time.Hour // a nudge comes first
+	}
+	e := c.queue[0]
+	if wait := e.due.Sub(now); wait > 0 {
+		return wait
+	}
+	heap.Pop(&c.queue)
+	switch {
+	case e.gone, !e.kind.eager() && e.absent: // it has waited for memory's length
+		delete(c.entries, e.name)
+		return 0
+	case e.absent && e.kind != controlName && !view.isFree(e.name):
+		if turn := c.orders.next(e.name, now); !turn.IsZero() {
+			c.hold(e, turn, now)
+			return 0
+		}
+	}
+	attempt, cancel := context.WithTimeout(ctx, patience)
+	e.running, e.cancel = true, cancel
+	c.running++
+	c.wg.Go(func() {
+		defer cancel()
+		started := time.Now()
+		found, err := c.look(attempt, view, e.name)
+		if ctx.Err() == nil {
+			c.finish(view, e, started, found, err)
+		}
+	})
+	return pace
+}
+
+var errNoPolicy = errors.New("no site with `tls { on_demand }` is there for it")
+
+// look does the handshake for a name.
+func (c *certificates) look(ctx context.Context, view automation, name string) (*x509.Certificate, error) {
+	if parent, ok := strings.CutPrefix(name, "*."); ok {
+		// A certificate for the wildcard itself is the operator's to have, by
+		// DNS. Asking for a name below it must not order one.
+		if view.onDemand(name) {
+			return nil, errNoPolicy
+		}
+		name = "any." + parent
+	}
+	found, err := view.handshake(ctx, name)
+	if err != nil && !view.onDemand(name) {
+		return nil, errNoPolicy
+	}
+	return found, err
+}
+
+// finish takes note of what has come of a handshake.
+func (c *certificates) finish(view automation, e *entry, started time.Time, found *x509.Certificate, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	c.running--
+	e.running, e.cancel, e.seen = false, nil, true
+	switch {
+	case e.gone:
+		if other := c.entries[e.name]; now.Before(e.retry) && (other == nil || other == e) {
+			c.entries[e.name] = e
+			c.reschedule(e, e.retry)
+		} else {
+			c.drop(e)
+		}
+		c.nudge()
+		return
+	case err == nil:
+		if next := newLeaf(found); next != e.leaf {
+			e.leaf = next
+			e.succeed()
+		}
+		e.absent = false
+		c.reschedule(e, c.nextLook(view, e, now))
+		return
+	case errors.Is(err, errNoPolicy):
+		e.leaf, e.absent = leaf{}, false
+		e.succeed()
+		c.reschedule(e, now.Add(jitter(warmth)))
+		return
+	case e.failed.Before(started) && !now.Before(e.retry):
+		// Neither has the authority refused nor was the order held back:
+		// storage is away, or it took too long.
+		c.fail(e, err, now)
+	}
+	c.plan(e, now)
+}
+
+// nextLook is when a certificate that is there is looked at again.
+func (c *certificates) nextLook(view automation, e *entry, now time.Time) time.Time {
+	if now.Before(e.retry) { // renewing it has failed
+		return e.retry
+	}
+	left := e.leaf.notAfter.Sub(now)
+	renewal := time.Duration(float64(e.leaf.notAfter.Sub(e.leaf.notBefore)) * view.renewalRatio(e.name))
+	if wait := left - renewal; wait > 0 {
+		// Spread over the first quarter of the time there is to renew it.
+		return now.Add(min(jitter(warmth), wait+rand.N(renewal/4+1)))
+	}
+	return now.Add(jitter(min(max(left/10, time.Second), time.Hour)))
+}
+
+// plan schedules a name without a certificate.
+func (c *certificates) plan(e *entry, now time.Time) {
+	due := e.retry
+	if e.kind.eager() {
+		due = earlier(due, now.Add(jitter(longest)))
+	} else {
+		due = due.Add(memory)
+	}
+	c.reschedule(e, due)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// jitter is d, give or take a quarter.
+func jitter(d time.Duration) time.Duration { return d*3/4 + rand.N(d/2+1) }
+
+func (c *certificates) fail(e *entry, err error, now time.Time) {
+	e.failures++
+	e.err, e.failed = reason(err), now
+	e.retry = now.Add(backOff(err, e.failures))
+	e.nextTry = e.retry
+	c.log.Warn("no certificate", "host", e.name, "reason", e.err, "failures", e.failures, "next_try", e.nextTry)
+}
+
+// hold has e wait for its turn.
+func (c *certificates) hold(e *entry, turn, now time.Time) {
+	e.absent, e.err, e.nextTry = true, errTurn.Error(), turn
+	e.retry = earlier(turn, now.Add(longest))
+	c.plan(e, now)
+}
+
+// obtaining is told before Caddy orders or renews a certificate. Its error
+// keeps Caddy from it. It does not concern names that are not Denia's, or that
+// have a policy of their own.
+//
+// Refusing here, rather than when permission is asked, leaves a certificate
+// that is still good in place: Caddy drops it when permission to renew it is
+// denied.
+func (c *certificates) obtaining(name string, renewal bool) error {
+	view := c.automation()
+	if view == nil || !view.onDemand(name) {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[name]
+	if e == nil {
+		return nil
+	}
+	now := time.Now()
+	switch {
+	case e.gone:
+		return errNobodys
+	case now.Before(e.retry):
+		return &waiting{until: e.retry, because: e.err}
+	case renewal:
+		return nil
+	}
+	e.absent = true
+	if e.kind == controlName || view.isFree(name) {
+		return nil
+	}
+	if turn := c.orders.next(name, now); !turn.IsZero() {
+		c.hold(e, turn, now)
+		return &waiting{until: turn, because: e.err}
+	}
+	c.orders.take(name, now)
+	return nil
+}
+
+// obtained is told when Caddy has a new certificate.
+func (c *certificates) obtained(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[name]; e != nil {
+		e.succeed()
+		e.absent = false
+		c.reschedule(e, time.Now())
+	}
+}
+
+// failure is told when a try of Caddy's has failed.
+func (c *certificates) failure(name string, renewal bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[name]
+	if e == nil {
+		return
+	}
+	now := time.Now()
+	c.fail(e, err, now)
+	if !renewal {
+		e.absent = true
+	}
+	if e.cancel != nil {
+		e.cancel() // Caddy would try again in a minute, and keep everybody waiting
+	}
+	c.plan(e, now)
+}

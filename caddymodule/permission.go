@@ -1,0 +1,182 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddytls"
+
+	"github.com/denia-paas/denia/platform"
+)
+
+func init() { caddy.RegisterModule(new(Permission)) }
+
+// Permission is `tls.permission.denia`. It permits certificates for verified
+// domains and the names their wildcards stand for, for the hosts of services
+// and for the control domain, and for nothing else. It answers from memory:
+// Caddy asks at each handshake for a name without a certificate, whoever sends
+// it.
+type Permission struct{ app *App }
+
+// CaddyModule returns the module's id and constructor.
+func (*Permission) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "tls.permission.denia", New: func() caddy.Module { return new(Permission) }}
+}
+
+// UnmarshalCaddyfile reads `permission denia`; there is nothing to configure.
+func (*Permission) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the module's name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	if d.NextBlock(d.Nesting()) {
+		return d.Err("permission denia takes no block")
+	}
+	return nil
+}
+
+// Provision finds the app.
+func (p *Permission) Provision(ctx caddy.Context) error {
+	module, err := ctx.App("denia")
+	if err != nil {
+		return fmt.Errorf("loading the app denia: %w", err)
+	}
+	p.app = module.(*App)
+	return nil
+}
+
+// CertificateAllowed implements caddytls.OnDemandPermission.
+func (p *Permission) CertificateAllowed(_ context.Context, name string) error {
+	engine := p.app.current()
+	if engine == nil {
+		return fmt.Errorf("%w: Denia is starting", caddytls.ErrPermissionDenied)
+	}
+	if err := engine.certificates.allow(name); err != nil {
+		return fmt.Errorf("%w: %w", caddytls.ErrPermissionDenied, err)
+	}
+	return nil
+}
+
+// kind is why a name may have a certificate.
+type kind int
+
+const (
+	domainName   kind = iota + 1 // a verified domain
+	wildcardName                 // a verified domain that stands for others
+	childName                    // one that such a domain stands for
+	serviceName                  // a service's host below the base domain
+	controlName                  // the control domain
+	localName                    // localhost, where the API is without a control domain
+)
+
+// eager tells the names whose certificates are fetched before anybody asks. The
+// others may be many that nobody ever visits, and authorities bound how many
+// there are below one registered domain: they wait for a visitor.
+func (k kind) eager() bool { return k == domainName || k == controlName }
+
+// names are those that may have a certificate. They are never changed, and the
+// two lists, which are the Plane's, are in order: there may be 100,000, and they
+// change one by one.
+type names struct {
+	domains  []platform.DomainName
+	services []string
+	control  string // empty without a control domain
+}
+
+// find tells why name may have a certificate.
+func (n *names) find(name string) (kind, bool) {
+	if name == "" {
+		return 0, false
+	}
+	if name == n.control {
+		return controlName, true
+	}
+	if name == "localhost" && n.control == "" {
+		return localName, true
+	}
+	if n.isDomain(name) {
+		if platform.IsWildcard(name) {
+			return wildcardName, true
+		}
+		return domainName, true
+	}
+	if _, ok := slices.BinarySearch(n.services, name); ok {
+		return serviceName, true
+	}
+	if _, parent, ok := strings.Cut(name, "."); ok && n.isDomain("*."+parent) {
+		return childName, true
+	}
+	return 0, false
+}
+
+func (n *names) isDomain(name string) bool {
+	i, ok := slices.BinarySearchFunc(n.domains, name, func(d platform.DomainName, name string) int {
+		return strings.Compare(d.Hostname, name)
+	})
+	return ok && n.domains[i].TLS != "off"
+}
+
+var (
+	errTurn      = errors.New("as many certificates are ordered as authorities allow; this one has to wait for its turn")
+	errNobodys   = errors.New("no verified domain, no service and not the control domain")
+	errNotPublic = errors.New("no public authority issues for such a name: use `tls internal`, or an authority of your own")
+)
+
+// allow is asked before a certificate is read from storage or ordered.
+func (c *certificates) allow(name string) error {
+	k, ok := c.names.Load().find(name)
+	if !ok || platform.IsWildcard(name) {
+		return errNobodys
+	}
+	view := c.automation()
+	if k == localName && (view == nil || !view.isFree(name)) {
+		return errNobodys // it is this machine's affair, and Caddy's own authority's
+	}
+	if view != nil && !view.issues(name) {
+		return errNotPublic
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	e := c.entries[name]
+	if e == nil {
+		// Anybody can make up names below a wildcard: there are as many as may
+		// be ordered.
+		if turn := c.orders.next(name, now); k == childName && !turn.IsZero() {
+			return &waiting{until: turn, because: errTurn.Error()}
+		}
+		c.reschedule(c.add(name, k), now.Add(visited))
+		return nil
+	}
+	if e.absent && !e.running && now.Before(e.retry) {
+		return &waiting{until: e.retry, because: e.err}
+	}
+	return nil
+}
+
+// waiting is why a certificate is not ordered now.
+type waiting struct {
+	until   time.Time
+	because string
+}
+
+func (w *waiting) Error() string {
+	text := "not before " + w.until.UTC().Format(time.RFC3339)
+	if w.because != "" {
+		text += ", because: " + w.because
+	}
+	return text
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Permission)(nil)
+	_ caddyfile.Unmarshaler       = (*Permission)(nil)
+	_ caddytls.OnDemandPermission = (*Permission)(nil)
+)

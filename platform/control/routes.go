@@ -1,0 +1,160 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/denia-paas/denia/platform"
+	"github.com/denia-paas/denia/platform/ingress"
+	"github.com/denia-paas/denia/platform/store"
+)
+
+// Names are the hosts that may have a certificate.
+type Names struct {
+	Domains  []platform.DomainName // verified, by host name
+	Services []string              // services' own, below the base domain, unless TLS is off
+}
+
+// hosts is what the route table was last made from. It is guarded by
+// Plane.routesMu; what it refers to is replaced and never changed.
+type hosts struct {
+	known    bool
+	services []store.ServiceRef
+	byID     map[platform.ID]store.ServiceRef
+	names    Names
+}
+
+// find tells where in the domains a host name stands or would.
+func (h *hosts) find(hostname string) (int, bool) {
+	return slices.BinarySearchFunc(h.names.Domains, hostname, func(d platform.DomainName, name string) int {
+		return strings.Compare(d.Hostname, name)
+	})
+}
+
+// rebuildRoutes swaps in a table made from the services' rows and the domains
+// as they are known.
+func (p *Plane) rebuildRoutes(ctx context.Context) error {
+	p.routesMu.Lock()
+	defer p.routesMu.Unlock()
+	return p.route(ctx, p.hosts.names.Domains)
+}
+
+// rereadRoutes does so from the rows of the domains as well, which another node
+// may have changed.
+func (p *Plane) rereadRoutes(ctx context.Context) error {
+	p.routesMu.Lock()
+	defer p.routesMu.Unlock()
+	refs, err := p.Store.AllDomains(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the domains: %w", err)
+	}
+	var domains []platform.DomainName
+	for _, ref := range refs {
+		if ref.Verified {
+			domains = append(domains, platform.DomainName{Hostname: ref.Hostname, ServiceID: ref.ServiceID})
+		}
+	}
+	slices.SortFunc(domains, func(a, b platform.DomainName) int { return cmp.Compare(a.Hostname, b.Hostname) })
+	p.claims.replace(refs)
+	return p.route(ctx, domains)
+}
+
+// route swaps in a table of the services as their rows are now, and of those of
+// the domains whose service exists and whose host name is not Denia's own. A
+// service's own host goes first: probes carry it. p.routesMu must be held.
+func (p *Plane) route(ctx context.Context, domains []platform.DomainName) error {
+	refs, err := p.Store.AllServices(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the services: %w", err)
+	}
+	next := hosts{known: true, services: refs, byID: make(map[platform.ID]store.ServiceRef, len(refs))}
+	next.names.Services = make([]string, 0, len(refs))
+	for _, ref := range refs {
+		next.byID[ref.ID] = ref
+		if ref.TLS != "off" {
+			next.names.Services = append(next.names.Services, p.hostOf(ref))
+		}
+	}
+	next.names.Domains = make([]platform.DomainName, 0, len(domains))
+	for _, d := range domains {
+		ref, known := next.byID[d.ServiceID]
+		if known && p.checkReserved(d.Hostname) == nil {
+			d.TLS = ref.TLS
+			next.names.Domains = append(next.names.Domains, d)
+		}
+	}
+	p.claims.keep(func(service platform.ID) bool { _, known := next.byID[service]; return known })
+	p.tellNames(next)
+	p.Ingress.SetRoutes(next.routes(p.hostOf))
+	return nil
+}
+
+// routeDomain routes a host name to a service, and to nobody else. p.routesMu
+// must be held.
+func (p *Plane) routeDomain(hostname string, service platform.ID) {
+	ref, known := p.hosts.byID[service]
+	if !known || p.checkReserved(hostname) != nil {
+		return // the service was deleted meanwhile, and the domain with it
+	}
+	next := p.hosts
+	name := platform.DomainName{Hostname: hostname, ServiceID: service, TLS: ref.TLS}
+	at, found := next.find(hostname)
+	next.names.Domains = slices.Concat(next.names.Domains[:at], []platform.DomainName{name}, next.names.Domains[at:])
+	if found {
+		next.names.Domains = slices.Delete(next.names.Domains, at+1, at+2)
+	}
+	p.tellNames(next)
+	p.Ingress.Change([]ingress.Route{{Host: hostname, ServiceID: service}}, nil)
+}
+
+// unrouteDomain takes a host name away from a service, if it has it. p.routesMu
+// must be held.
+func (p *Plane) unrouteDomain(hostname string, service platform.ID) {
+	next := p.hosts
+	at, found := next.find(hostname)
+	if !found || next.names.Domains[at].ServiceID != service {
+		return
+	}
+	next.names.Domains = slices.Concat(next.names.Domains[:at], next.names.Domains[at+1:])
+	p.tellNames(next)
+	p.Ingress.Change(nil, []string{hostname})
+}
+
+// tellNames takes next over and passes its names on if they are others than
+// before. p.routesMu must be held.
+func (p *Plane) tellNames(next hosts) {
+	before := p.hosts
+	p.hosts = next
+	if p.Names == nil || before.known && slices.Equal(before.names.Domains, next.names.Domains) && slices.Equal(before.names.Services, next.names.Services) {
+		return
+	}
+	p.Names(next.names)
+}
+
+func (h *hosts) routes(hostOf func(store.ServiceRef) string) []ingress.Route {
+	routes := make([]ingress.Route, 0, len(h.services)+len(h.names.Domains))
+	for _, ref := range h.services {
+		routes = append(routes, ingress.Route{Host: hostOf(ref), ServiceID: ref.ID})
+	}
+	for _, d := range h.names.Domains {
+		routes = append(routes, ingress.Route{Host: d.Hostname, ServiceID: d.ServiceID})
+	}
+	return routes
+}
+
+// Routes lists every host that is routed: services' own first, then domains.
+func (p *Plane) Routes() []ingress.Route {
+	p.routesMu.Lock()
+	defer p.routesMu.Unlock()
+	return p.hosts.routes(p.hostOf)
+}
+
+func (p *Plane) hostOf(ref store.ServiceRef) string { return ref.HostLabel + "." + p.BaseDomain }
+
+// checkReserved refuses host names that are Denia's own.
+func (p *Plane) checkReserved(hostname string) error {
+	return platform.CheckReserved(hostname, p.BaseDomain, p.ControlDomain())
+}
