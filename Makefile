@@ -2,7 +2,7 @@
 GO    ?= go
 BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -tags nobadger,nomysql,nopgx
 
-.PHONY: help build run test nightly conformance lint bench bench-registry docs clean
+.PHONY: help build run test nightly conformance lint bench bench-registry bench-ingress docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,9 @@ bench: build ## idle cost, deployment latency, memory of an upload
 
 bench-registry: build ## the registry beside docker-registry, nginx and Caddy
 	@scripts/bench-registry
+
+bench-ingress: build ## the ingress beside Caddy's reverse_proxy, nginx and HAProxy
+	@scripts/bench-ingress
 
 docs: ## the API reference, generated from the code
 	$(GO) run ./cmd/denia denia openapi > docs/openapi.json
