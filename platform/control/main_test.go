@@ -325,12 +325,14 @@ func (w *world) try(service string) (status int, body string, err error) {
 	return res.StatusCode, string(text), err
 }
 
-// serves checks that a replica answers.
+// serves waits until a replica answers: a release is promoted in the database
+// first, and in the ingress at once after that.
 func (w *world) serves(service, label string) {
 	w.t.Helper()
-	if status, body := w.get(service); status != http.StatusOK || body != label {
-		w.t.Errorf("%s answers %d %q, want replica %s", service, status, body, label)
-	}
+	w.await(service+" is served by replica "+label, func() bool {
+		status, body := w.get(service)
+		return status == http.StatusOK && body == label
+	})
 }
 
 // log returns a stored log as one text.
