@@ -162,7 +162,8 @@ func (p *Plane) copyReleases(ctx context.Context, service platform.ID) error {
 		}
 		switch {
 		case platform.CodeOf(err) == platform.CodeImageNotFound:
-			continue // it is gone from the engine: nothing is left to copy
+			p.Log.Info("the engine has lost the image of a release before it was copied into the registry", "service", service, "release", d.ID)
+			continue
 		case platform.KindOf(err) == platform.NotFound:
 			return nil // the service was deleted
 		case err != nil:

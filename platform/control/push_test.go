@@ -1,6 +1,7 @@
 package control_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -208,6 +209,37 @@ func TestPushThatWasOvertakenDeploysNothing(t *testing.T) {
 		t.Error("the push that was overtaken made a deployment")
 	}
 	w.become(later.ID, platform.Healthy)
+}
+
+// Whoever asks at any moment of a deployment hears that its image is needed:
+// the registry's collector and the janitor would remove it.
+func TestImageIsKeptAtEachMomentOfItsDeployment(t *testing.T) {
+	w := start(t)
+	service := w.service(spec("web"))
+	w.hub.knows("default/web", service.ID)
+	for n := range 10 {
+		image := fmt.Sprintf("app:%d", n)
+		d, _ := w.push(service.ID, "latest", image)
+		done := make(chan struct{})
+		asked := make(chan int)
+		go func() {
+			times := 0
+			for ; ; times++ {
+				if kept, err := w.Keep(t.Context(), service.ID, manifest(image)); err != nil || !kept {
+					t.Errorf("%s is kept: %v, %v", image, kept, err)
+				}
+				select {
+				case <-done:
+					asked <- times
+					return
+				default:
+				}
+			}
+		}()
+		w.become(d.ID, platform.Healthy)
+		close(done)
+		t.Logf("asked %d times", <-asked)
+	}
 }
 
 func TestReleasesAreCopiedIntoTheRegistry(t *testing.T) {

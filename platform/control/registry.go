@@ -132,19 +132,21 @@ func (p *Plane) Keep(ctx context.Context, service platform.ID, digest string) (b
 // that are under way, and those whose images they will run, the active one,
 // and the last healthy ones.
 func (p *Plane) kept(ctx context.Context, service, active platform.ID) ([]platform.Deployment, error) {
-	kept, err := p.Store.HealthyHistory(ctx, service, p.KeepReleases)
-	if err != nil {
-		return nil, fmt.Errorf("reading past releases: %w", err)
-	}
-	unfinished, err := p.Store.UnfinishedOf(ctx, service)
+	// What is under way is read first: a deployment that becomes healthy in
+	// between is in both lists, the other way round it would be in neither.
+	kept, err := p.Store.UnfinishedOf(ctx, service)
 	if err != nil {
 		return nil, fmt.Errorf("reading unfinished deployments: %w", err)
 	}
 	ids := []platform.ID{active}
-	for _, d := range unfinished {
+	for _, d := range kept {
 		ids = append(ids, d.Source.DeploymentID)
 	}
-	kept = append(kept, unfinished...)
+	past, err := p.Store.HealthyHistory(ctx, service, p.KeepReleases)
+	if err != nil {
+		return nil, fmt.Errorf("reading past releases: %w", err)
+	}
+	kept = append(kept, past...)
 	for _, id := range ids {
 		if id == "" {
 			continue
