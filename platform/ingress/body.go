@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -41,18 +42,36 @@ func (b *requestBody) fetch(r *http.Request) error {
 		return nil
 	}
 	buffer := bodyBuffers.Get().(*[]byte)
-	if int64(cap(*buffer)) < b.length {
-		*buffer = make([]byte, b.length)
-	}
-	*buffer = (*buffer)[:b.length]
-	n, err := io.ReadFull(b.src, *buffer)
-	b.taken.Store(int64(n))
+	err := readInto(buffer, b.src, int(b.length))
+	b.taken.Store(int64(len(*buffer)))
 	if err != nil {
 		bodyBuffers.Put(buffer)
 		b.touched, b.err = true, err
 		return err
 	}
 	b.buffer, b.users = buffer, 1
+	return nil
+}
+
+// readInto reads n bytes into *buffer. Memory is taken as they come, not as they
+// are promised: a promise costs a client nothing, and many can be made.
+func readInto(buffer *[]byte, from io.Reader, n int) error {
+	b := (*buffer)[:0]
+	defer func() { *buffer = b }()
+	for len(b) < n {
+		if len(b) == cap(b) {
+			b = slices.Grow(b, min(n, 4*cap(b))-len(b))
+		}
+		read, err := from.Read(b[len(b):min(n, cap(b))])
+		b = b[:len(b)+read]
+		switch {
+		case len(b) == n:
+		case err == io.EOF:
+			return io.ErrUnexpectedEOF
+		case err != nil:
+			return err
+		}
+	}
 	return nil
 }
 

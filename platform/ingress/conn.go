@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // conn is a connection to a replica. It knows enough of what went over it to
@@ -21,6 +22,8 @@ type conn struct {
 	accepted atomic.Int64 // 1 + the bytes the peer's kernel had taken when it closed; 0: not known
 
 	quietness quietness
+	asking    asking
+	readEnd   time.Time // when reads end by themselves; zero: never
 }
 
 // traffic is how much has gone over a connection, in bytes.
@@ -30,19 +33,47 @@ func (c *conn) traffic() traffic { return traffic{c.sent.Load(), c.received.Load
 
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	c.received.Add(int64(n))
-	if err != nil {
-		switch {
-		case errors.Is(err, io.EOF):
-			c.peerClosed()
-		case errors.Is(err, syscall.ECONNRESET):
-			c.reset.Store(true)
-		}
-		if !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
-			c.upstream.wake()
-		}
-	}
+	c.read(n, err)
 	return n, err
+}
+
+// read takes the outcome of a read.
+func (c *conn) read(n int, err error) {
+	c.received.Add(int64(n))
+	if err == nil {
+		return
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		c.peerClosed()
+	case errors.Is(err, syscall.ECONNRESET):
+		c.reset.Store(true)
+	}
+	if !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.upstream.wake()
+	}
+}
+
+// disturbed is what became of a connection over which something came since its
+// last answer. The replica closed it, and may be gone; or it sent what nobody
+// asked for, and the next request would be given that.
+func (c *conn) disturbed() error {
+	c.upstream.wake()
+	return errDisturbed
+}
+
+// watchAfter has reads end soon after now, zero for never. It is not exact, so
+// that not every request has to set a timer.
+func (c *conn) watchAfter(now time.Time) {
+	var end time.Time
+	if !now.IsZero() {
+		if left := c.readEnd.Sub(now); left >= soon/2 && left <= soon {
+			return
+		}
+		end = now.Add(soon)
+	}
+	c.readEnd = end
+	_ = c.SetReadDeadline(end) // a connection that is closed says so soon enough
 }
 
 func (c *conn) Write(b []byte) (int, error) {

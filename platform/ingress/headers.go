@@ -117,7 +117,7 @@ func (p *passage) fields(give func(name string, values []string)) error {
 
 func (p *passage) passes(name string) bool {
 	switch name {
-	case "Host", "Content-Length", "X-Request-Id", "X-Forwarded-For":
+	case "Host", "Content-Length", "X-Request-Id", "X-Forwarded-For", "Forwarded":
 		return false // written anew
 	case "Expect":
 		return p.r.ContentLength != 0
@@ -170,7 +170,7 @@ func (x *exchange) requestHeader() (http.Header, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := make(http.Header, len(r.Header)+6)
+	h := make(http.Header, len(r.Header)+7)
 	if err := p.fields(func(name string, values []string) { h[name] = values }); err != nil {
 		return nil, err
 	}
@@ -180,7 +180,8 @@ func (x *exchange) requestHeader() (http.Header, error) {
 	if _, given := h["User-Agent"]; !given {
 		h["User-Agent"] = []string{""} // else net/http puts its own
 	}
-	added := [4]string{x.ip, r.Host, p.proto(), x.id}
+	var buf [128]byte
+	added := [5]string{x.ip, r.Host, p.proto(), x.id, string(p.appendForwarded(buf[:0], x.ip))}
 	if len(p.chain) > 0 {
 		// The chain so far was written by proxies up to the peer, so what is
 		// to be added is the peer, not the client at the chain's beginning.
@@ -194,6 +195,7 @@ func (x *exchange) requestHeader() (http.Header, error) {
 		h["X-Forwarded-Proto"] = added[2:3:3]
 	}
 	h["X-Request-Id"] = added[3:4:4]
+	h["Forwarded"] = added[4:5:5]
 	return h, nil
 }
 

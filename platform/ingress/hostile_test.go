@@ -385,3 +385,27 @@ func TestEveryPieceOfAnEndlessAnswerArrives(t *testing.T) {
 		}
 	}
 }
+
+// Memory for a request's body is taken as it comes, not as it is promised.
+func TestPromisedBodiesTakeNoMemory(t *testing.T) {
+	const n = 200
+	replica := newAnswering(t, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+	w := newWorld(t, ingress.Options{})
+	w.Configure(w.spec(bare(replica.addr)))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	promise := line("POST", "/", fmt.Sprintf("Content-Length: %d\r\n", ingress.MaxReplayBody))
+	for range n {
+		c, err := net.Dial("tcp", w.server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		io.WriteString(c, promise+"begun")
+	}
+	w.until("all are in flight", func(s ingress.PoolStatus) bool { return s.Targets[0].InFlight == n })
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / n; each > ingress.MaxReplayBody/2 {
+		t.Errorf("%d KiB were allocated for each", each>>10)
+	}
+}

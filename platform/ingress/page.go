@@ -44,6 +44,10 @@ var (
 		status: http.StatusBadRequest, code: "body_incomplete", title: "The request ended early",
 		detail: "The request body could not be read to its announced end.",
 	}
+	refuseStalled = &refusal{
+		status: http.StatusRequestTimeout, code: "body_stalled", title: "The request stalled",
+		detail: "Nothing more of the request body came for longer than the server waits.",
+	}
 )
 
 func refuseStopped(service string) *refusal {

@@ -58,6 +58,7 @@ type hop struct {
 	unflushed bool
 	unwatch   func() bool // nil while the client is not watched
 	writeErr  error
+	readErr   error // of what was read before, nil once it was told
 }
 
 var hops = sync.Pool{New: func() any { return &hop{own: make([]byte, hopBuffer)} }}
@@ -74,7 +75,7 @@ func (x *exchange) forwardPlain(u *upstream) *failure {
 	defer h.done()
 	h.x, h.u = x, u
 	h.now = time.Now()
-	failed := h.try(u.idle.take(h.now))
+	failed := h.try(false)
 	// A replica may give an idle connection up at any time. A request that it
 	// cannot have begun, or that it may get twice, gets a connection of its
 	// own at once; that it was repeated is no sign of a broken replica.
@@ -83,7 +84,7 @@ func (x *exchange) forwardPlain(u *upstream) *failure {
 		first := failed
 		h.drop()
 		h.now = time.Now()
-		if failed = h.try(nil); failed != nil && !first.unsent {
+		if failed = h.try(true); failed != nil && !first.unsent {
 			failed.unsent = false
 		}
 	}
@@ -95,26 +96,33 @@ func (h *hop) unanswered() bool {
 	return h.c != nil && h.c.received.Load() == h.before.received
 }
 
-// try does everything once, over c if there is one.
-func (h *hop) try(c *conn) *failure {
+// try does everything once, over a connection of its own if anew.
+func (h *hop) try(anew bool) *failure {
 	x := h.x
 	body := x.body.held()
 	request, err := x.appendRequest(h.own[:0], len(body))
 	h.own = request[:cap(request)]
 	if err != nil {
-		if c != nil {
-			h.u.idle.put(c)
-		}
 		return &failure{err: err, refused: refuseRequest}
 	}
-	if h.reused = c != nil; !h.reused {
-		if c, err = h.u.dial(); err != nil {
-			return &failure{err: err, unsent: true}
+	for {
+		if h.reused = false; !anew {
+			h.c = h.u.idle.take(h.now)
+			h.reused = h.c != nil
 		}
+		if h.c == nil {
+			if h.c, err = h.u.dial(); err != nil {
+				return &failure{err: err, unsent: true}
+			}
+		}
+		h.before = h.c.traffic()
+		if err = h.ask(request, body); !errors.Is(err, errDisturbed) {
+			break
+		}
+		h.drop()
 	}
-	h.c, h.before = c, c.traffic()
-	if err := h.ask(request, body); err != nil {
-		return &failure{err: err, unsent: c.untouchedSince(h.before.sent), unread: c.unreadSince(h.before)}
+	if err != nil {
+		return &failure{err: err, unsent: h.c.untouchedSince(h.before.sent), unread: h.c.unreadSince(h.before)}
 	}
 	if h.head.status == http.StatusSwitchingProtocols {
 		return &failure{err: errSwitchUnasked, final: true}
@@ -123,27 +131,31 @@ func (h *hop) try(c *conn) *failure {
 	return nil
 }
 
-// ask sends the request and reads the head of the answer.
+// ask sends the request and reads the head of the answer. It sends nothing and
+// returns errDisturbed where there was something to read before.
 func (h *hop) ask(request, body []byte) error {
-	_ = h.c.SetReadDeadline(h.now.Add(soon)) // a connection that is closed says so soon enough
-	if len(request)+len(body) > unwatchedWrite {
-		h.watch()
-	}
-	if room := cap(request) - len(request); len(body) <= room {
-		request, body = append(request, body...), nil
-	}
-	if body == nil {
-		_, h.writeErr = h.c.Write(request)
+	h.buf, h.r, h.w = h.own, 0, 0
+	h.writeErr, h.readErr = nil, nil
+	if size := len(request) + len(body); size <= unwatchedWrite && size <= cap(request) {
+		if err := h.askAtOnce(append(request, body...)); err != nil {
+			return err
+		}
 	} else {
+		if h.reused && !h.c.quiet() {
+			return h.c.disturbed()
+		}
+		h.c.watchAfter(h.now)
+		if size > unwatchedWrite {
+			h.watch()
+		}
 		h.vector = [2][]byte{request, body}
 		h.parts = h.vector[:]
-		h.writeErr = h.c.writeAll(&h.parts, int64(len(request)+len(body)))
+		h.writeErr = h.c.writeAll(&h.parts, int64(size))
 	}
 	if errors.Is(h.writeErr, net.ErrClosed) {
 		return h.writeErr
 	}
 	// A replica that does not want to read it all may have answered.
-	h.buf, h.r, h.w = h.own, 0, 0
 	for range maxInterim {
 		err := h.readHead()
 		switch {
@@ -157,6 +169,24 @@ func (h *hop) ask(request, body []byte) error {
 		h.x.inform(h.head.status, func(header http.Header) { setFields(header, h.head.fields) })
 	}
 	return errManyInterim
+}
+
+// askAtOnce sends a short request and reads what comes first. The errors of
+// writing and of reading are left for who reads on.
+func (h *hop) askAtOnce(request []byte) error {
+	h.c.watchAfter(h.now)
+	asked, err := h.c.ask(request, h.buf, h.reused)
+	for !asked && errors.Is(err, os.ErrDeadlineExceeded) {
+		h.c.watchAfter(time.Now()) // it took this goroutine long to get here
+		asked, err = h.c.ask(request, h.buf, h.reused)
+	}
+	if !asked {
+		return err
+	}
+	a := &h.c.asking
+	h.w, h.writeErr, h.readErr = a.n, a.writeErr, a.readErr
+	h.filled = h.w == len(h.buf)
+	return nil
 }
 
 // readHead reads the next head of an answer.
@@ -220,7 +250,11 @@ func (h *hop) grow() error {
 // read reads into buf[w:end], at least one byte.
 func (h *hop) read(end int) error {
 	for {
-		n, err := h.c.Read(h.buf[h.w:end])
+		n, err := 0, h.readErr
+		if err == nil {
+			n, err = h.c.Read(h.buf[h.w:end])
+		}
+		h.readErr = nil
 		if n > 0 {
 			h.w += n
 			h.filled = h.w == end
@@ -236,7 +270,7 @@ func (h *hop) read(end int) error {
 // watch closes the connection when the client leaves.
 func (h *hop) watch() {
 	c := h.c
-	_ = c.SetReadDeadline(time.Time{})
+	c.watchAfter(time.Time{})
 	h.unwatch = context.AfterFunc(h.x.r.Context(), func() { c.Close() })
 }
 
@@ -302,7 +336,7 @@ func (h *hop) addTrailers(header http.Header) {
 
 // release gives the connection back after a whole answer.
 func (h *hop) release() {
-	if h.head.close || h.r != h.w || h.writeErr != nil || h.unwatch != nil && !h.unwatch() {
+	if h.head.close || h.r != h.w || h.writeErr != nil || h.readErr != nil || h.unwatch != nil && !h.unwatch() {
 		return // it goes with h
 	}
 	h.unwatch = nil

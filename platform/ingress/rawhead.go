@@ -63,6 +63,7 @@ var (
 	errListed        = fmt.Errorf("malformed answer: Connection lists more than %d fields", maxListed)
 	errManyInterim   = errors.New("the replica sent too many informational answers")
 	errSwitchUnasked = errors.New("the replica switched protocols unasked")
+	errDisturbed     = errors.New("the replica closed a connection, or sent something over it unasked")
 )
 
 // parse takes a whole head: every line with its end, without the empty line

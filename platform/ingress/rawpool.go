@@ -31,8 +31,8 @@ type idleConn struct {
 	since time.Time
 }
 
-// take returns a connection over which nothing has come since its last answer,
-// nil when there is none. now is the time.
+// take returns a connection, nil when there is none. now is the time. Who takes
+// it finds out whether it is still quiet.
 func (p *idleConns) take(now time.Time) *conn {
 	for {
 		p.mu.Lock()
@@ -46,12 +46,7 @@ func (p *idleConns) take(now time.Time) *conn {
 		p.list = p.list[:last]
 		p.mu.Unlock()
 		if now.Sub(c.since) < idleFor {
-			if c.quiet() {
-				return c.conn
-			}
-			// The replica closed it, and may be gone; or it sent what nobody
-			// asked for, and the next request would be given that.
-			c.upstream.wake()
+			return c.conn
 		}
 		c.Close()
 	}

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"errors"
 	"io"
 	"syscall"
 	"testing"
@@ -57,9 +58,9 @@ func TestConnectionThatIsNotQuietIsNotUsed(t *testing.T) {
 			io.WriteString(theirs, "HTTP/1.1 408 Request Timeout\r\n\r\n")
 		},
 	} {
-		var pool idleConns
 		ours, theirs := pair(t)
-		pool.put(ours)
+		answered(t, ours, theirs)
+		before := ours.traffic()
 		disturb(t, theirs)
 		arrived, err := ours.Conn.(syscall.Conn).SyscallConn()
 		if err != nil {
@@ -68,12 +69,12 @@ func TestConnectionThatIsNotQuietIsNotUsed(t *testing.T) {
 		if err := arrived.Read(func(uintptr) bool { return !ours.quiet() }); err != nil {
 			t.Fatal(err)
 		}
-		if c := pool.take(time.Now()); c != nil {
-			t.Errorf("%s: it was used", name)
+		asked, err := ours.ask([]byte("GET / HTTP/1.1\r\n\r\n"), make([]byte, 1), true)
+		if asked || !errors.Is(err, errDisturbed) || ours.traffic() != before {
+			t.Errorf("%s: it was used: %v", name, err)
 		}
 		if len(ours.upstream.kick) != 1 {
 			t.Errorf("%s: nobody looks after the replica", name)
 		}
-		pool.end()
 	}
 }

@@ -32,21 +32,31 @@ func (c *conn) pending() bool {
 }
 
 func (c *conn) readable() (n int, err error) {
+	raw, err := c.socket()
+	if err != nil {
+		return 0, err
+	}
 	q := &c.quietness
-	if q.raw == nil {
-		socket, ok := c.Conn.(syscall.Conn)
-		if !ok {
-			return 0, errors.ErrUnsupported
-		}
-		if q.raw, err = socket.SyscallConn(); err != nil {
-			return 0, err
-		}
+	if q.ask == nil {
 		q.ask = q.poll
 	}
-	if err := q.raw.Control(q.ask); err != nil {
+	if err := raw.Control(q.ask); err != nil {
 		return 0, err
 	}
 	return q.n, q.err
+}
+
+func (c *conn) socket() (_ syscall.RawConn, err error) {
+	if c.quietness.raw == nil {
+		socket, ok := c.Conn.(syscall.Conn)
+		if !ok {
+			return nil, errors.ErrUnsupported
+		}
+		if c.quietness.raw, err = socket.SyscallConn(); err != nil {
+			return nil, err
+		}
+	}
+	return c.quietness.raw, nil
 }
 
 func (q *quietness) poll(fd uintptr) {

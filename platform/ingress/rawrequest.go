@@ -54,6 +54,8 @@ func (x *exchange) appendRequest(b []byte, length int) ([]byte, error) {
 	if p.adds("X-Forwarded-Proto") {
 		b = appendField(b, "X-Forwarded-Proto", p.proto())
 	}
+	b = append(b, "Forwarded: "...)
+	b = append(p.appendForwarded(b, x.ip), "\r\n"...)
 	b = appendField(b, "X-Request-Id", x.id)
 	if length > 0 || r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch {
 		b = append(b, "Content-Length: "...)

@@ -3,6 +3,7 @@ package ingress
 import (
 	"errors"
 	"net/http"
+	"os"
 	"time"
 )
 
@@ -115,6 +116,9 @@ func (x *exchange) serve() {
 		case u.ended.Load() && x.body.failure() != nil:
 			// The read was ended here, because u was cut, not by the client.
 			x.refuse(refuseBroken(x.pool.name(), false))
+		case errors.Is(x.body.failure(), os.ErrDeadlineExceeded):
+			// The server takes this for the client's end, but the client is there.
+			x.refuse(refuseStalled)
 		case ctx.Err() != nil:
 			x.refuse(refuseGone)
 		case x.body.failure() != nil:

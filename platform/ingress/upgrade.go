@@ -22,6 +22,13 @@ const lingerFor = 10 * time.Second
 // While much comes at a time, copyBuffers serve instead.
 var quietBuffers = sync.Pool{New: func() any { b := make([]byte, 1<<10); return &b }}
 
+// What is needed to open a tunnel is not needed to hold it, and when many are
+// opened at once it would be most of what they cost.
+var (
+	aheads         = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
+	requestWriters = sync.Pool{New: func() any { return bufio.NewWriter(nil) }}
+)
+
 // upgradeTo is the protocol that the client asks to switch to, "" for none.
 // HTTP/2 is no such protocol any more (RFC 9113 §3.1).
 func (x *exchange) upgradeTo() string {
@@ -54,14 +61,14 @@ func (x *exchange) upgrade(u *upstream, protocol string) *failure {
 	view := x.body.view()
 	defer view.Close()
 	out := x.outgoing(u, ctx, view)
-	out.Header = maps.Clone(x.header)
 	out.Header["Connection"] = []string{"Upgrade"}
 	out.Header["Upgrade"] = []string{protocol}
 	asSpelt(out.Header)
-	if err := out.Write(c); err != nil {
+	if err := writeRequest(c, out); err != nil {
 		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{})}
 	}
-	from := bufio.NewReader(c)
+	from := aheads.Get().(*bufio.Reader)
+	from.Reset(c)
 	res, err := x.readAnswer(from, out)
 	if err != nil {
 		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{})}
@@ -86,6 +93,18 @@ func (x *exchange) upgrade(u *upstream, protocol string) *failure {
 	}
 	x.tunnel(u, c, from, res)
 	return nil
+}
+
+// writeRequest sends the whole of a request.
+func writeRequest(c *conn, out *http.Request) error {
+	to := requestWriters.Get().(*bufio.Writer)
+	defer requestWriters.Put(to)
+	to.Reset(c)
+	defer to.Reset(nil)
+	if err := out.Write(to); err != nil {
+		return err
+	}
+	return to.Flush()
 }
 
 // readAnswer reads the first answer that is not merely informational.
@@ -124,6 +143,7 @@ type client interface {
 // until both are done.
 func (x *exchange) tunnel(u *upstream, c *conn, from *bufio.Reader, res *http.Response) {
 	x.endless = true
+	x.header = nil // tunnels are many and live for days, and nothing is sent anew
 	t := tunnel{replica: c}
 	if strings.EqualFold(res.Header.Get("Upgrade"), "websocket") {
 		t.frames = &frames{}
@@ -205,9 +225,12 @@ func (t *tunnel) send(ahead *bufio.Reader, done chan<- struct{}) {
 	}
 }
 
-// receive copies from the replica to the client.
+// receive copies from the replica to the client. ahead, which it takes over,
+// holds what came with the replica's answer.
 func (t *tunnel) receive(ahead *bufio.Reader) {
 	err := flushAhead(t.client, ahead, t.frames, &t.down)
+	ahead.Reset(nil)
+	aheads.Put(ahead)
 	if err == nil {
 		err = pump(t.client, t.replica, t.frames, &t.down)
 	}
