@@ -2,8 +2,46 @@ package caddymodule
 
 import (
 	"math"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
 	"testing"
 )
+
+func TestHeadroomDoesNotGrowWithTheHeap(t *testing.T) {
+	for _, c := range []struct {
+		alive uint64
+		want  int
+	}{
+		{0, mostPercent},
+		{headroom / 8, mostPercent},
+		{headroom / 2, 200},
+		{headroom * 2 / 3, 150},
+		{headroom * 10, leastPercent},
+	} {
+		if got := percentFor(c.alive); got != c.want {
+			t.Errorf("%d bytes alive: %d %%, want %d %%", c.alive, got, c.want)
+		}
+	}
+}
+
+func TestPacerFollowsTheCollector(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(leastPercent - 1))
+	new(pacer).next()
+	alive := make([]byte, 2*headroom)
+	percent := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+	for range 10000 {
+		runtime.GC()
+		runtime.Gosched()
+		if metrics.Read(percent); percent[0].Value.Uint64() == leastPercent {
+			break
+		}
+	}
+	if got := percent[0].Value.Uint64(); got != leastPercent {
+		t.Errorf("%d %% with %d bytes alive, want %d %%", got, len(alive), leastPercent)
+	}
+	runtime.KeepAlive(alive)
+}
 
 func TestMemoryLimitLeavesRoomForApplications(t *testing.T) {
 	const gib = 1 << 30
