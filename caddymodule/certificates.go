@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mholt/acmez/v3/acme"
+
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/control"
 )
@@ -41,6 +43,8 @@ type certificates struct {
 	names atomic.Pointer[names]
 	view  atomic.Pointer[automation]
 
+	secure secured
+
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	wake   chan struct{}
@@ -51,6 +55,7 @@ type certificates struct {
 	entries       map[string]*entry
 	queue         queue
 	orders        *orders
+	outage        authorityOutage
 	running       int
 }
 
@@ -162,6 +167,7 @@ func (c *certificates) rebuild() {
 				e.gone = false
 				c.reschedule(e, later(due, e.retry))
 			}
+			c.secure.note(e)
 		case k.eager() || k == wildcardName:
 			c.reschedule(c.add(name, k), due)
 			due = due.Add(pace)
@@ -219,7 +225,9 @@ func (c *certificates) forbid(name string) {
 	}
 	// Its back-off stays: detaching and attaching a domain must not be a way
 	// around it.
-	if e.gone = true; !time.Now().Before(e.retry) {
+	e.gone = true
+	c.secure.note(e)
+	if !time.Now().Before(e.retry) {
 		c.drop(e)
 	}
 }
@@ -243,6 +251,8 @@ func (c *certificates) drop(e *entry) {
 	}
 	if c.entries[e.name] == e {
 		delete(c.entries, e.name)
+		e.gone = true
+		c.secure.note(e)
 	}
 }
 
@@ -301,11 +311,11 @@ func (c *certificates) next(ctx context.Context) time.Duration {
 	heap.Pop(&c.queue)
 	switch {
 	case e.gone, !e.kind.eager() && e.absent: // it has waited for memory's length
-		delete(c.entries, e.name)
+		c.drop(e)
 		return 0
 	case e.absent && e.kind != controlName && !view.isFree(e.name):
-		if turn := c.orders.next(e.name, now); !turn.IsZero() {
-			c.hold(e, turn, now)
+		if turn, because := c.turn(e.name, now); because != nil {
+			c.hold(e, turn, because, now)
 			return 0
 		}
 	}
@@ -363,6 +373,7 @@ func (c *certificates) finish(view automation, e *entry, started time.Time, foun
 		if next := newLeaf(found); next != e.leaf {
 			e.leaf = next
 			e.succeed()
+			c.secure.note(e)
 		}
 		e.absent = false
 		c.reschedule(e, c.nextLook(view, e, now))
@@ -370,6 +381,7 @@ func (c *certificates) finish(view automation, e *entry, started time.Time, foun
 	case errors.Is(err, errNoPolicy):
 		e.leaf, e.absent = leaf{}, false
 		e.succeed()
+		c.secure.note(e)
 		c.reschedule(e, now.Add(jitter(warmth)))
 		return
 	case e.failed.Before(started) && !now.Before(e.retry):
@@ -423,9 +435,20 @@ func (c *certificates) fail(e *entry, err error, now time.Time) {
 	c.log.Warn("no certificate", "host", e.name, "reason", e.err, "failures", e.failures, "next_try", e.nextTry)
 }
 
+// turn is when a certificate may be ordered, and why not now: nil when it may.
+func (c *certificates) turn(name string, now time.Time) (time.Time, error) {
+	if turn := c.outage.next(now); !turn.IsZero() {
+		return turn, errOutage
+	}
+	if turn := c.orders.next(name, now); !turn.IsZero() {
+		return turn, errTurn
+	}
+	return time.Time{}, nil
+}
+
 // hold has e wait for its turn.
-func (c *certificates) hold(e *entry, turn, now time.Time) {
-	e.absent, e.err, e.nextTry = true, errTurn.Error(), turn
+func (c *certificates) hold(e *entry, turn time.Time, because error, now time.Time) {
+	e.absent, e.err, e.nextTry = true, because.Error(), turn
 	e.retry = earlier(turn, now.Add(longest))
 	c.plan(e, now)
 }
@@ -454,17 +477,22 @@ func (c *certificates) obtaining(name string, renewal bool) error {
 		return errNobodys
 	case now.Before(e.retry):
 		return &waiting{until: e.retry, because: e.err}
+	case e.kind == controlName || view.isFree(name):
+		e.absent = e.absent || !renewal
+		return nil
 	case renewal:
+		if turn := c.outage.next(now); !turn.IsZero() {
+			return &waiting{until: turn, because: errOutage.Error()}
+		}
+		c.outage.begin(name, now)
 		return nil
 	}
 	e.absent = true
-	if e.kind == controlName || view.isFree(name) {
-		return nil
-	}
-	if turn := c.orders.next(name, now); !turn.IsZero() {
-		c.hold(e, turn, now)
+	if turn, because := c.turn(name, now); because != nil {
+		c.hold(e, turn, because, now)
 		return &waiting{until: turn, because: e.err}
 	}
+	c.outage.begin(name, now)
 	c.orders.take(name, now)
 	return nil
 }
@@ -477,6 +505,9 @@ func (c *certificates) obtained(name string) {
 		e.succeed()
 		e.absent = false
 		c.reschedule(e, time.Now())
+		if view := c.automation(); view != nil && !view.isFree(name) {
+			c.answered()
+		}
 	}
 }
 
@@ -489,6 +520,11 @@ func (c *certificates) failure(name string, renewal bool, err error) {
 		return
 	}
 	now := time.Now()
+	if unanswered(err) {
+		c.outage.failed(name, now)
+	} else if _, ok := errors.AsType[acme.Problem](err); ok {
+		c.answered()
+	}
 	c.fail(e, err, now)
 	if !renewal {
 		e.absent = true

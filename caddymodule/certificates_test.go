@@ -123,7 +123,7 @@ func verified(hosts ...string) control.Names {
 }
 
 func wait(d time.Duration) {
-	time.Sleep(d) // a bubble's time
+	<-time.After(d) // of the bubble's time
 	synctest.Wait()
 }
 

@@ -25,14 +25,22 @@ func init() {
 // control host's go to the API and the registry, hosts in the route table to their
 // services, and what is nobody's to the next handler; if there is none, Denia
 // answers 404.
-type Handler struct{ app *App }
+//
+// Plain requests for verified domains go to https once there is a certificate.
+type Handler struct {
+	app       *App
+	redirects bool
+}
 
 // APIHandler is `http.handlers.denia_api`: the API alone, whatever the host.
 type APIHandler struct{ app *App }
 
 // IngressHandler is `http.handlers.denia_ingress`: the services alone, and the
-// challenges of their domains.
-type IngressHandler struct{ app *App }
+// challenges and redirects of their domains.
+type IngressHandler struct {
+	app       *App
+	redirects bool
+}
 
 // RegistryHandler is `http.handlers.denia_registry`: the registry alone,
 // whatever the host.
@@ -60,6 +68,7 @@ func (*RegistryHandler) CaddyModule() caddy.ModuleInfo {
 
 // Provision finds the app.
 func (h *Handler) Provision(ctx caddy.Context) (err error) {
+	h.redirects = mayRedirect(ctx)
 	h.app, err = provision(ctx)
 	return err
 }
@@ -72,6 +81,7 @@ func (h *APIHandler) Provision(ctx caddy.Context) (err error) {
 
 // Provision finds the app.
 func (h *IngressHandler) Provision(ctx caddy.Context) (err error) {
+	h.redirects = mayRedirect(ctx)
 	h.app, err = provision(ctx)
 	return err
 }
@@ -121,6 +131,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			return nil
 		}
 	case serviceHost:
+		if h.redirects && engine.redirect(w, r) {
+			return nil
+		}
 		engine.ingress.ServeHTTP(w, r)
 		return nil
 	}
@@ -173,6 +186,9 @@ func (h *IngressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next 
 	}
 	if !engine.ingress.Has(r.Host) {
 		return next.ServeHTTP(w, r)
+	}
+	if h.redirects && engine.redirect(w, r) {
+		return nil
 	}
 	engine.ingress.ServeHTTP(w, r)
 	return nil

@@ -118,9 +118,11 @@ func backOff(err error, n int) time.Duration {
 			waits = afterRefusal
 		}
 	}
-	wait := waits[min(n, len(waits))-1]
-	return wait + rand.N(wait/5)
+	return spread(waits[min(n, len(waits))-1])
 }
+
+// spread keeps those that fail together from coming again together.
+func spread(wait time.Duration) time.Duration { return wait + rand.N(wait/5) }
 
 var userinfo = regexp.MustCompile(`://[^/@\s]+@`)
 

@@ -279,8 +279,14 @@ func TestStorageWithoutItsDatabase(t *testing.T) {
 		t.Errorf("100 questions took %s", d)
 	}
 	line.Cut(false)
-	for deadline := time.Now().Add(20 * time.Second); !s.Exists(ctx, "x"); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
+	back, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for !s.Exists(ctx, "x") {
+		select {
+		case <-ticker.C:
+		case <-back.Done():
 			t.Fatal("the storage does not come back")
 		}
 	}
