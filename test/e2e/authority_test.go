@@ -61,15 +61,17 @@ func newAuthority(t testing.TB, lifetime time.Duration) *authority {
 
 func (a *authority) await(address string) {
 	a.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	var failed error
+	listens := func() bool {
 		conn, err := net.Dial("tcp", address)
-		if err == nil {
-			_ = conn.Close()
-			return
+		if failed = err; err != nil {
+			return false
 		}
-		if time.Now().After(deadline) {
-			a.t.Fatalf("nothing listens on %s: %v", address, err)
-		}
+		_ = conn.Close()
+		return true
+	}
+	if !poll(a.t.Context(), soon, 20*time.Second, listens) {
+		a.t.Fatalf("nothing listens on %s: %v", address, failed)
 	}
 }
 

@@ -7,48 +7,26 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
 // The benchmarks measure what users wait for or pay for. Run them with
 // make bench; each takes as long as it takes, whatever b.N is.
 
-// process reads a process's CPU time and its resident and peak memory.
-func process(b testing.TB, pid int) (cpu time.Duration, rss, peak int64) {
-	b.Helper()
-	// The scheduler's own account, in nanoseconds: the ticks of
-	// /proc/PID/stat are too coarse for a process that is idle.
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+// usage is what Denia has used so far.
+func (s *server) usage() bench.Usage {
+	s.t.Helper()
+	u, err := bench.UsageOf(s.cmd.Process.Pid)
 	if err != nil {
-		b.Fatal(err)
+		s.t.Fatal(err)
 	}
-	for _, task := range tasks {
-		var ns int64
-		if text, err := os.ReadFile(task); err == nil {
-			_, _ = fmt.Sscan(string(text), &ns)
-		}
-		cpu += time.Duration(ns)
-	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		b.Fatal(err)
-	}
-	for line := range strings.SplitSeq(string(status), "\n") {
-		var n int64
-		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &n); err == nil {
-			rss = n << 10
-		}
-		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &n); err == nil {
-			peak = n << 10
-		}
-	}
-	return cpu, rss, peak
+	return u
 }
 
 // Idle with 20 services: memory and CPU over a minute.
@@ -62,13 +40,13 @@ func BenchmarkIdleWith20Services(b *testing.B) {
 		s.healthy(s.deploy(id, object{"type": "external_image", "image": registry}))
 	}
 	<-time.After(20 * time.Second) // what the deployments left to do
-	before, _, _ := process(b, s.cmd.Process.Pid)
+	before := s.usage()
 	began := time.Now()
 	s.profile(time.Minute)
-	after, rss, peak := process(b, s.cmd.Process.Pid)
-	b.ReportMetric(float64(rss)/(1<<20), "rss-MiB")
-	b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
-	b.ReportMetric(100*float64(after-before)/float64(time.Since(began)), "cpu-%-of-a-core")
+	after := s.usage()
+	b.ReportMetric(bench.MiB(after.RSS), "rss-MiB")
+	b.ReportMetric(bench.MiB(after.Peak), "peak-MiB")
+	b.ReportMetric(100*float64(after.CPU-before.CPU)/float64(time.Since(began)), "cpu-%-of-a-core")
 	b.ReportMetric(0, "ns/op")
 }
 
@@ -156,7 +134,7 @@ func median(all []time.Duration) float64 {
 func BenchmarkUploadOf1GiB(b *testing.B) {
 	s := start(b)
 	id := s.service("app", nil)
-	_, before, _ := process(b, s.cmd.Process.Pid)
+	before := s.usage()
 	body, feed := io.Pipe()
 	go func() {
 		packed, err := zstd.NewWriter(feed, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
@@ -182,9 +160,9 @@ func BenchmarkUploadOf1GiB(b *testing.B) {
 		b.Fatalf("%d %s: %s", status, code, detail)
 	}
 	took := time.Since(began)
-	_, _, peak := process(b, s.cmd.Process.Pid)
-	b.ReportMetric(float64(before)/(1<<20), "rss-before-MiB")
-	b.ReportMetric(float64(peak)/(1<<20), "rss-peak-MiB")
+	after := s.usage()
+	b.ReportMetric(bench.MiB(before.RSS), "rss-before-MiB")
+	b.ReportMetric(bench.MiB(after.Peak), "rss-peak-MiB")
 	b.ReportMetric(1024/took.Seconds(), "MiB/s")
 	b.ReportMetric(0, "ns/op")
 }

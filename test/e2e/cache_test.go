@@ -63,6 +63,7 @@ func (u *upstream) push(image string, content v1.Image) {
 // An image of another registry is fetched once. After that the service deploys
 // whatever that registry does, even when the engine has lost the image.
 func TestExternalImagesOutliveTheirRegistry(t *testing.T) {
+	t.Parallel()
 	s := start(t, "registry {\n\t\t\tcache_ttl 1ms\n\t\t}") // so that it always asks the registry
 	up := startUpstream(t)
 	up.push("team/app:1", appImage(t, "external one"))
@@ -146,6 +147,7 @@ func TestExternalImagesOutliveTheirRegistry(t *testing.T) {
 // Clients pull other registries' images below a project, as far as their role
 // goes.
 func TestPullThrough(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	up := startUpstream(t)
 	image := layered(t, "amd64", 3, 256<<10)

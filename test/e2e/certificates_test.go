@@ -89,6 +89,25 @@ func (s *server) serves(name string, roots *x509.CertPool) *x509.Certificate {
 	return found
 }
 
+// sentTo is where a plain request for the name is sent; empty when it is served.
+func (s *server) sentTo(name, path string) string {
+	s.t.Helper()
+	r, err := http.NewRequest("GET", fmt.Sprintf("http://127.0.0.1:%d%s", s.port, path), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.Host = name
+	reply, err := http.DefaultTransport.RoundTrip(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer reply.Body.Close()
+	if reply.StatusCode == http.StatusPermanentRedirect {
+		return reply.Header.Get("Location")
+	}
+	return ""
+}
+
 func (a *authority) placed(what string, before int64, want int64) {
 	a.t.Helper()
 	if got := a.orders.Load() - before; got != want {
@@ -125,6 +144,15 @@ func TestCertificates(t *testing.T) {
 		s.serves("http.example.com", roots)
 		s.serves("HTTP.Example.COM", roots)
 		a.placed("visits", 0, 1)
+
+		if got := s.sentTo("HTTP.example.com", "/a%2Fb?q=1&x=%zz"); got != "https://http.example.com/a%2Fb?q=1&x=%zz" {
+			t.Errorf("plain requests go to %q", got)
+		}
+		for _, path := range []string{"/.well-known/acme-challenge/x", "/.well-known/denia-challenge/x"} {
+			if got := s.sentTo("http.example.com", path); got != "" {
+				t.Errorf("%s goes to %q", path, got)
+			}
+		}
 	})
 
 	t.Run("by TLS, without a visitor", func(t *testing.T) {
@@ -199,6 +227,11 @@ func TestCertificates(t *testing.T) {
 		if _, err := s.served("off.example.com", roots); err == nil {
 			t.Error("a domain of a service without TLS has a certificate")
 		}
+		for _, name := range []string{"shop.apps.test", "off.example.com"} {
+			if got := s.sentTo(name, "/"); got != "" {
+				t.Errorf("http://%s goes to %q", name, got)
+			}
+		}
 		a.placed("a service without TLS", before, 1)
 	})
 
@@ -265,9 +298,21 @@ func TestCertificates(t *testing.T) {
 			t.Errorf("the domain shows %v", d["tls"])
 		}
 		s.serves("http.example.com", roots)
+		if got := s.sentTo("patient.example.com", "/"); got != "" {
+			t.Errorf("without a certificate, plain requests go to %q", got)
+		}
+		// Further ones fail alike; then one at a time is tried.
+		s.claim(a, service, "patient.example.net")
+		s.certified(s.claim(a, service, "patient.example.org"), "failed")
+		held := s.claim(a, service, "held.example.com")
+		s.eventually(40*time.Second, "a name waits for the authority", func() bool {
+			s.expect(http.StatusOK, "GET", held, nil, &d)
+			return d.str("tls.state") == "pending" && strings.Contains(d.str("tls.error"), "does not answer")
+		})
 		a.mode.Store("")
 		s.certified(path, "issued")
 		s.serves("patient.example.com", roots)
+		s.certified(held, "issued")
 	})
 }
 

@@ -265,13 +265,12 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 		}
 	})
 	ctr := []string{"ctr", "--address", socket}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		out, err := exec.Command("ctr", "--address", socket, "version").CombinedOutput()
-		if err == nil {
-			return ctr
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("containerd does not answer: %v %s\n%s", err, out, log)
-		}
+	var out []byte
+	if !poll(t.Context(), soon, 30*time.Second, func() bool {
+		out, err = exec.Command("ctr", "--address", socket, "version").CombinedOutput()
+		return err == nil
+	}) {
+		t.Fatalf("containerd does not answer: %v %s\n%s", err, out, log)
 	}
+	return ctr
 }

@@ -91,6 +91,7 @@ func TestStopDoesNotWaitForASlowUpload(t *testing.T) {
 
 // Ctrl-C and a new start leave the applications running.
 func TestStopLeavesApplicationsRunning(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	s.running("app", "hello", object{"scale": object{"min": 2, "max": 2}})
 	before := s.containers()
@@ -104,6 +105,7 @@ func TestStopLeavesApplicationsRunning(t *testing.T) {
 
 // A log line printed is there after redeploys and restarts, once.
 func TestServiceLogsOutliveContainers(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	id := s.running("app", "one", nil)
 	s.get("app.localhost", "/print?line=from-the-first")

@@ -9,6 +9,7 @@ import (
 
 // The newcomer's way: upload, deploy, change, deploy again, roll back.
 func TestDeployChangeAndRollBack(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	id := s.service("hello", nil)
 	if status, _ := s.get("hello.localhost", "/"); status != http.StatusServiceUnavailable {
@@ -46,6 +47,7 @@ func TestDeployChangeAndRollBack(t *testing.T) {
 
 // Whose host is it? An application's own /v1 reaches the application.
 func TestHostsDecide(t *testing.T) {
+	t.Parallel()
 	s := start(t, "control_domain denia.test")
 	client := s.client()
 	defer client.CloseIdleConnections()
@@ -83,6 +85,7 @@ func TestHostsDecide(t *testing.T) {
 // A change of what runs is a rollout; stop, start, restart, scale and delete
 // do what they say.
 func TestLifeOfAService(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	id := s.running("app", "hello", object{"env": object{"COLOR": "red"}, "secret_env": object{"KEY": "s3cret-value"}})
 	if _, text := s.get("app.localhost", "/env?key=COLOR"); text != "red" {
@@ -143,6 +146,7 @@ func TestLifeOfAService(t *testing.T) {
 
 // Cancel ends a build's processes, then the queue moves on.
 func TestCancelABuild(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	id := s.service("app", nil)
 	hanging := s.deployFiles(id, hangingBuild(t))
@@ -165,6 +169,7 @@ func TestCancelABuild(t *testing.T) {
 
 // A newer pending deployment takes the place of an older pending one.
 func TestSupersede(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	id := s.service("app", nil)
 	hanging := s.deployFiles(id, hangingBuild(t))
@@ -180,6 +185,7 @@ func TestSupersede(t *testing.T) {
 
 // The same path on PostgreSQL, and through a restart of Denia.
 func TestPostgres(t *testing.T) {
+	t.Parallel()
 	s := start(t, "database "+postgres(t))
 	id := s.running("app", "on postgres", nil)
 	s.stop()

@@ -192,6 +192,7 @@ func TestDomainsThatProveNothing(t *testing.T) {
 
 // A verified domain whose name leads nowhere for long enough is given up.
 func TestDomainsAreCheckedAgain(t *testing.T) {
+	t.Parallel()
 	dns := testdns.Start(t)
 	s := start(t, domainOptions(dns, "allow_private", "recheck 1s"))
 	app := s.running("app", "hello", nil)

@@ -12,6 +12,7 @@ import (
 // An engine that takes connections and never answers keeps Denia neither from
 // listening nor from telling about itself.
 func TestStartWhileTheEngineHangs(t *testing.T) {
+	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "docker.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {

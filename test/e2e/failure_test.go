@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/rand"
 	"net/http"
 	"os"
 	"strings"
@@ -17,16 +18,19 @@ func busybox(t testing.TB) string {
 	return string(program)
 }
 
+// hangingBuild is unlike any other: BuildKit has a step that two builds share
+// run once, and it ends when both are canceled.
 func hangingBuild(t testing.TB) files {
 	return files{
 		"busybox":    busybox(t),
-		"Dockerfile": "FROM scratch\nCOPY busybox /bin/sh\nRUN echo about to hang && exec sleep 3600\n",
+		"Dockerfile": "FROM scratch\nCOPY busybox /bin/sh\nRUN echo about to hang " + rand.Text() + " && exec sleep 3600\n",
 	}
 }
 
 // Every failed deployment has a code of its own, a sentence and evidence, and
 // leaves the release before it serving.
 func TestFailuresKeepTheOldRelease(t *testing.T) {
+	t.Parallel()
 	s := start(t, "builds {\n\t\t\ttimeout 20s\n\t\t}")
 	quick := object{"interval_s": 1, "timeout_s": 1, "start_period_s": 4}
 	id := s.running("app", "steady", object{"health_check": quick, "resources": object{"memory_bytes": 32 << 20}})

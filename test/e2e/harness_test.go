@@ -208,10 +208,8 @@ func (s *server) run() {
 		defer reply.Body.Close()
 		return reply.StatusCode == http.StatusOK
 	}
-	for deadline := time.Now().Add(30 * time.Second); !listens(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			s.t.Fatal("Denia does not listen within 30s")
-		}
+	if !poll(context.Background(), soon, 30*time.Second, listens) {
+		s.t.Fatal("Denia does not listen within 30s")
 	}
 }
 
@@ -536,14 +534,27 @@ func (s *server) events(path string, fn func(event, data string) bool) {
 // ten calls a second.
 func (s *server) eventually(limit time.Duration, what string, ok func() bool) {
 	s.t.Helper()
-	ticker := time.NewTicker(200 * time.Millisecond)
+	if !poll(context.Background(), 200*time.Millisecond, limit, ok) {
+		s.t.Fatalf("within %s it did not come about that %s", limit, what)
+	}
+}
+
+// soon is how often to look for what comes by itself in milliseconds.
+const soon = 5 * time.Millisecond
+
+// poll looks for a condition now, and every so often until it holds. It tells
+// whether that came about within the limit.
+func poll(ctx context.Context, every, limit time.Duration, ok func() bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	for deadline := time.Now().Add(limit); ; <-ticker.C {
-		if ok() {
-			return
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("within %s it did not come about that %s", limit, what)
+	for !ok() {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ok()
 		}
 	}
+	return true
 }

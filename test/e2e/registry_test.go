@@ -121,6 +121,7 @@ func (s *server) createdAfter(deployment object) time.Duration {
 // A release that was built is copied into the registry: what `docker system
 // prune -a` leaves is enough to roll back.
 func TestRollBackAfterPrune(t *testing.T) {
+	t.Parallel()
 	s := start(t)
 	id := s.service("app", nil)
 	message := "one " + crand.Text() // an image nobody else has

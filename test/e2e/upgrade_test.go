@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -169,30 +168,27 @@ func (s *server) starts() bool {
 	if err := s.launch(); err != nil {
 		return false
 	}
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	ended := false
+	up := poll(s.t.Context(), soon, 30*time.Second, func() bool {
 		select {
 		case <-s.done:
-			return false
+			ended = true
+			return true
 		default:
 		}
-		request, err := http.NewRequest("GET", s.url("/healthz"), nil)
+		ctx, cancel := context.WithTimeout(s.t.Context(), time.Second)
+		defer cancel()
+		request, err := http.NewRequestWithContext(ctx, "GET", s.url("/healthz"), nil)
 		if err != nil {
-			s.t.Error(err)
-			return false
+			s.t.Fatal(err)
 		}
 		request.Host = s.host
-		ctx, cancel := context.WithTimeout(s.t.Context(), time.Second)
-		reply, err := http.DefaultClient.Do(request.WithContext(ctx))
-		cancel()
-		if err == nil {
-			_ = reply.Body.Close()
-			if reply.StatusCode == http.StatusOK {
-				return true
-			}
-		}
-		if errors.Is(s.t.Context().Err(), context.Canceled) {
+		reply, err := http.DefaultClient.Do(request)
+		if err != nil {
 			return false
 		}
-	}
-	return false
+		_ = reply.Body.Close()
+		return reply.StatusCode == http.StatusOK
+	})
+	return up && !ended
 }

@@ -4,136 +4,101 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
-// deployed is Denia with the replica as its only service.
-type deployed struct {
-	*proxy
-	admin   string // Caddy's endpoint, for profiles
-	token   string
-	service string // id
+// service is this program as a service of Denia's.
+type service struct {
+	id, project   string
+	release       string // the first deployment
+	image         string
+	host, address string // of the service and of its replica
 }
 
-// startDenia starts Denia on an empty data directory, and has it run this
-// program as a service.
-func (b *bench) startDenia(ctx context.Context) (*deployed, error) {
-	secret := make([]byte, 16)
-	_, _ = rand.Read(secret) // never fails (crypto/rand)
-	d := &deployed{proxy: &proxy{name: "denia"}, token: "dn_adm_" + hex.EncodeToString(secret)}
-	var err error
-	if d.plain, d.secure, err = freeAddresses(ctx); err != nil {
-		return nil, err
-	}
-	if d.admin, err = freeAddress(ctx); err != nil {
-		return nil, err
-	}
-	err = b.launchCaddy(ctx, d.proxy, []string{"DENIA_ADMIN_TOKEN=" + d.token}, fmt.Sprintf(`{
-	admin %s
-	persist_config off
-	auto_https disable_redirects
-	default_sni bench
-	denia {
-		data_dir %s
-		base_domain bench.localhost
-		control_domain control.localhost
-	}
-}
-http://:%s {
-	bind 127.0.0.1
-	denia
-}
-https://:%s {
-	bind 127.0.0.1
-	tls %s %s
-	denia
-}
-`, d.admin, filepath.Join(b.dir, "denia"), port(d.plain), port(d.secure), b.certificate(), b.key()))
-	if err != nil {
-		return nil, err
-	}
-	for deadline := time.Now().Add(30 * time.Second); ; {
-		err := d.call(ctx, http.MethodGet, "/healthz", "", nil, nil)
-		if err == nil {
-			// For those who want to look on, with a profile for example.
-			b.say("%-20s has its admin endpoint on %s", d.name, d.admin)
-			return d, nil
-		}
-		if time.Now().After(deadline) {
-			d.end()
-			return nil, fmt.Errorf("waiting until Denia is healthy: %w\n%s", err, d.log)
-		}
-		if err := sleep(ctx, 20*time.Millisecond); err != nil {
-			d.end()
-			return nil, err
-		}
-	}
+// deployment is what the API says of one.
+type deployment struct {
+	ID         string    `json:"id"`
+	Status     string    `json:"status"`
+	FinishedAt time.Time `json:"finished_at"`
+	Artifact   struct {
+		Digest string `json:"digest"` // of the image
+	} `json:"artifact"`
+	Error struct {
+		Message string `json:"message"`
+	} `json:"error"`
 }
 
-// deploy makes the service and waits until it is healthy.
-func (b *bench) deploy(ctx context.Context, d *deployed) error {
-	var service struct {
-		ID string `json:"id"`
+// deploy makes a service and waits until it is healthy.
+func (b *run) deploy(ctx context.Context, name string) (*service, error) {
+	s := new(service)
+	var made struct {
+		ID      string `json:"id"`
+		Project string `json:"project_id"`
 	}
-	if err := d.call(ctx, http.MethodPost, "/v1/services", "application/json", strings.NewReader(`{"name":"replica"}`), &service); err != nil {
-		return err
+	if err := b.denia.Call(ctx, http.MethodPost, "/v1/services", map[string]any{"name": name}, &made); err != nil {
+		return nil, err
 	}
-	d.service = service.ID
+	s.id, s.project = made.ID, made.Project
+	b.made = append(b.made, s)
 	archive, err := buildContext()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var upload struct {
 		ID string `json:"upload_id"`
 	}
-	if err := d.call(ctx, http.MethodPost, "/v1/services/"+d.service+"/uploads", "application/x-tar", archive, &upload); err != nil {
-		return err
+	if err := b.denia.Send(ctx, http.MethodPost, "/v1/services/"+s.id+"/uploads", "application/x-tar", archive, &upload); err != nil {
+		return nil, err
 	}
-	var deployment struct {
-		ID     string `json:"id"`
-		Status string `json:"status"`
-		Error  struct {
-			Message string `json:"message"`
-		} `json:"error"`
+	d, err := b.release(ctx, s, map[string]any{"type": "upload", "upload_id": upload.ID})
+	if err != nil {
+		return nil, err
 	}
-	request := fmt.Sprintf(`{"service_id":%q,"source":{"type":"upload","upload_id":%q}}`, d.service, upload.ID)
-	if err := d.call(ctx, http.MethodPost, "/v1/deployments", "application/json", strings.NewReader(request), &deployment); err != nil {
-		return err
-	}
-	for deadline := time.Now().Add(2 * time.Minute); deployment.Status != "healthy"; {
-		if deployment.Status == "failed" || time.Now().After(deadline) {
-			return fmt.Errorf("the replica's deployment is %s: %s", deployment.Status, deployment.Error.Message)
-		}
-		if err := sleep(ctx, 100*time.Millisecond); err != nil {
-			return err
-		}
-		if err := d.call(ctx, http.MethodGet, "/v1/deployments/"+deployment.ID, "", nil, &deployment); err != nil {
-			return err
-		}
-	}
+	s.release, s.image = d.ID, d.Artifact.Digest
 	var routes []struct {
 		Host    string `json:"host"`
 		Targets []struct {
 			Addr string `json:"addr"`
 		} `json:"targets"`
 	}
-	if err := d.call(ctx, http.MethodGet, "/v1/ingress/routes", "", nil, &routes); err != nil {
-		return err
+	if err := b.denia.Call(ctx, http.MethodGet, "/v1/ingress/routes", nil, &routes); err != nil {
+		return nil, err
 	}
-	if len(routes) != 1 || len(routes[0].Targets) != 1 {
-		return fmt.Errorf("want one route to one replica, got %v", routes)
+	for _, r := range routes {
+		if strings.HasPrefix(r.Host, name+".") && len(r.Targets) == 1 {
+			s.host, s.address = r.Host, r.Targets[0].Addr
+			return s, nil
+		}
 	}
-	b.host, b.replica = routes[0].Host, routes[0].Targets[0].Addr
-	return nil
+	return nil, fmt.Errorf("want a route to one replica of %s, got %v", name, routes)
+}
+
+// release deploys a source and waits until it is healthy.
+func (b *run) release(ctx context.Context, s *service, source any) (d deployment, err error) {
+	if err := b.denia.Call(ctx, http.MethodPost, "/v1/deployments", map[string]any{"service_id": s.id, "source": source}, &d); err != nil {
+		return d, err
+	}
+	// The API takes some ten requests a second of one client.
+	return d, bench.Until(ctx, 2*time.Minute, 200*time.Millisecond, "the deployment is healthy", func() (bool, error) {
+		if err := b.denia.Call(ctx, http.MethodGet, "/v1/deployments/"+d.ID, nil, &d); err != nil {
+			return false, err
+		}
+		if d.Status == "failed" {
+			return false, fmt.Errorf("the deployment failed: %s", d.Error.Message)
+		}
+		return d.Status == "healthy", nil
+	})
 }
 
 // buildContext is an archive of this program and how to run it.
@@ -166,59 +131,67 @@ func buildContext() (io.Reader, error) {
 	return &all, w.Close()
 }
 
-// call calls Denia's API.
-func (d *deployed) call(ctx context.Context, method, path, kind string, body io.Reader, into any) error {
-	r, err := http.NewRequestWithContext(ctx, method, "http://"+d.plain+path, body)
+// remove takes the services away, and returns when nothing of them is left in
+// the engine.
+func (b *run) remove() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	var failed error
+	for _, s := range b.made {
+		failed = errors.Join(failed, bench.Until(ctx, 10*time.Second, time.Second, "service "+s.id+" is deleted", func() (bool, error) {
+			status, _, err := b.denia.Ask(ctx, http.MethodDelete, "/v1/services/"+s.id, "", nil)
+			return status < http.StatusMultipleChoices, err
+		}))
+	}
+	for _, s := range b.made {
+		failed = errors.Join(failed, bench.Until(ctx, time.Minute, 100*time.Millisecond, "the engine has no container and no network of the project", func() (bool, error) {
+			return isGone(ctx, s.project)
+		}))
+		// Denia keeps images for a while, and it ends now. One that is not there
+		// any more, or that another run uses, is no failure.
+		failed = errors.Join(failed, engine(ctx, http.MethodDelete, "/images/"+s.image+"?force=1", nil))
+	}
+	if failed != nil {
+		bench.Say("something may be left in the engine: %v", failed)
+	}
+}
+
+// isGone tells whether the engine has no container and no network of a project.
+func isGone(ctx context.Context, project string) (bool, error) {
+	query := "?" + url.Values{"all": {"1"}, "filters": {`{"label":["denia.project=` + project + `"]}`}}.Encode()
+	for _, kind := range []string{"/containers/json", "/networks"} {
+		var found []json.RawMessage
+		if err := engine(ctx, http.MethodGet, kind+query, &found); err != nil || len(found) > 0 {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// engine calls the Docker Engine that Denia uses, and decodes the reply into
+// what into points to, unless that is nil.
+func engine(ctx context.Context, method, path string, into any) error {
+	network, address := "unix", "/var/run/docker.sock"
+	if host := os.Getenv("DOCKER_HOST"); host != "" {
+		var found bool
+		if network, address, found = strings.Cut(host, "://"); !found {
+			return errors.New("DOCKER_HOST is no address")
+		}
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}}}
+	r, err := http.NewRequestWithContext(ctx, method, "http://engine"+path, nil)
 	if err != nil {
 		return err
 	}
-	r.Host = "control.localhost"
-	r.Header.Set("Authorization", "Bearer "+d.token)
-	if kind != "" {
-		r.Header.Set("Content-Type", kind)
-	}
-	reply, err := http.DefaultClient.Do(r)
+	reply, err := client.Do(r)
 	if err != nil {
 		return err
 	}
 	defer reply.Body.Close()
-	text, err := io.ReadAll(reply.Body)
-	if err != nil {
-		return err
-	}
-	if reply.StatusCode >= http.StatusMultipleChoices {
-		return fmt.Errorf("%s %s: %s: %s", method, path, reply.Status, text)
-	}
 	if into == nil {
 		return nil
 	}
-	return json.Unmarshal(text, into)
-}
-
-// remove takes the service away, and with it what runs in the engine.
-func (b *bench) remove(d *deployed) error {
-	if d.service == "" {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	if err := d.call(ctx, http.MethodDelete, "/v1/services/"+d.service, "", nil, nil); err != nil {
-		return err
-	}
-	for b.replica != "" && listens(ctx, b.replica) {
-		if err := sleep(ctx, 50*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	// It has ended; its container and network go next, and nobody tells when.
-	return sleep(ctx, 3*time.Second)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
+	return json.NewDecoder(reply.Body).Decode(into)
 }

@@ -8,11 +8,12 @@ import (
 	"math"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
 // wrkScript has wrk say in JSON what came of it.
@@ -25,19 +26,25 @@ end
 `
 
 // load sends requests to p for a while, over as many connections as s says.
-func (b *bench) load(ctx context.Context, p *proxy, s scenario, how time.Duration) (sample, error) {
+func (b *run) load(ctx context.Context, p *bench.Process, s scenario, how time.Duration) (bench.Sample, error) {
 	if s.h2 {
 		return b.h2load(ctx, p, s, how)
 	}
-	script := filepath.Join(b.dir, "report.lua")
-	if err := os.WriteFile(script, []byte(wrkScript), 0o600); err != nil {
+	url := "http://" + p.Address + s.path
+	if s.tls {
+		url = "https://" + p.Secure + s.path
+	}
+	return wrk(ctx, b.file("report.lua"), "", url, s.connections, how, "-H", "Host: "+b.host)
+}
+
+// wrk loads a URL with wrk, and what more the script says; script is the file
+// to write it into.
+func wrk(ctx context.Context, script, more, url string, connections int, how time.Duration, args ...string) (bench.Sample, error) {
+	if err := os.WriteFile(script, []byte(wrkScript+more), 0o600); err != nil {
 		return nil, err
 	}
-	url := "http://" + p.plain + s.path
-	if s.tls {
-		url = "https://" + p.secure + s.path
-	}
-	out, err := command(ctx, "wrk", "-t2", "-c"+strconv.Itoa(s.connections), "-d"+how.String(), "-s", script, "-H", "Host: "+b.host, url)
+	args = append(args, "-t2", "-c"+strconv.Itoa(connections), "-d"+strconv.Itoa(seconds(how)), "-s", script, url)
+	out, err := command(ctx, "wrk", args...)
 	if err != nil {
 		return nil, err
 	}
@@ -58,36 +65,57 @@ func (b *bench) load(ctx context.Context, p *proxy, s scenario, how time.Duratio
 	if got.Errors > 0 || got.Requests == 0 {
 		return nil, fmt.Errorf("%d of %.0f requests failed:\n%s", got.Errors, got.Requests, out)
 	}
-	return sample{
+	return bench.Sample{
 		"requests": got.Requests, "req_per_s": got.Requests / got.Wall * 1e6,
 		"p50_ms": got.P50 / 1e3, "p99_ms": got.P99 / 1e3,
 	}, nil
 }
 
+// seconds are whole ones: the programs know no others.
+func seconds(d time.Duration) int { return max(1, int(math.Ceil(d.Seconds()))) }
+
 var (
 	h2Requests = regexp.MustCompile(`requests: \d+ total, \d+ started, \d+ done, (\d+) succeeded, (\d+) failed, (\d+) errored`)
 	h2Rate     = regexp.MustCompile(`finished in \S+, (\S+) req/s`)
-	h2Mean     = regexp.MustCompile(`time for request: +\S+ +\S+ +(\S+)`)
 )
 
-func (b *bench) h2load(ctx context.Context, p *proxy, s scenario, how time.Duration) (sample, error) {
-	_, port, _ := strings.Cut(p.secure, ":")
-	out, err := command(ctx, "h2load", "-t1", "-c"+strconv.Itoa(s.connections), "-m4", "-D"+strconv.Itoa(int(math.Ceil(how.Seconds()))),
-		"--connect-to="+p.secure, "https://"+b.host+":"+port+s.path)
+func (b *run) h2load(ctx context.Context, p *bench.Process, s scenario, how time.Duration) (bench.Sample, error) {
+	each := b.file("h2load.log")
+	defer os.Remove(each)
+	out, err := command(ctx, "h2load", "-t1", "-c"+strconv.Itoa(s.connections), "-m4", "-D"+strconv.Itoa(seconds(how)),
+		"--log-file="+each, "--connect-to="+p.Secure, "https://"+b.host+":"+bench.Port(p.Secure)+s.path)
 	if err != nil {
 		return nil, err
 	}
-	counts, rate, mean := h2Requests.FindStringSubmatch(out), h2Rate.FindStringSubmatch(out), h2Mean.FindStringSubmatch(out)
-	if counts == nil || rate == nil || mean == nil || counts[2] != "0" || counts[3] != "0" || counts[1] == "0" {
+	counts, rate := h2Requests.FindStringSubmatch(out), h2Rate.FindStringSubmatch(out)
+	if counts == nil || rate == nil || counts[2] != "0" || counts[3] != "0" || counts[1] == "0" {
 		return nil, fmt.Errorf("h2load:\n%s", out)
 	}
 	requests, err1 := strconv.ParseFloat(counts[1], 64)
 	perSecond, err2 := strconv.ParseFloat(rate[1], 64)
-	latency, err3 := time.ParseDuration(mean[1])
+	took, err3 := h2Latencies(each)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, fmt.Errorf("reading what h2load said: %w", err)
 	}
-	return sample{"requests": requests, "req_per_s": perSecond, "mean_ms": float64(latency) / 1e6}, nil
+	return bench.Sample{"requests": requests, "req_per_s": perSecond}.Latencies("", took), nil
+}
+
+// h2Latencies reads h2load's log: for each request when it began, the status,
+// and how many microseconds it took.
+func h2Latencies(path string) (took []time.Duration, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		var at, us int64
+		var status int
+		if _, err := fmt.Sscan(line, &at, &status, &us); err != nil {
+			return nil, fmt.Errorf("%q: %w", line, err)
+		}
+		took = append(took, time.Duration(us)*time.Microsecond)
+	}
+	return took, nil
 }
 
 func command(ctx context.Context, program string, args ...string) (string, error) {

@@ -2,14 +2,12 @@
 // nginx and HAProxy, on one machine in one run, with one replica behind all of
 // them that Denia has deployed.
 //
-// Each figure is the median of several rounds, and the order within a round
-// turns from one round to the next, so that what else the machine does falls
-// on all alike. What can be relied on is the proxy's CPU time, which the kernel
-// accounts per thread; requests a second compare only within one run.
+// How it measures, and what can be relied on, is told in package bench.
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -18,6 +16,8 @@ import (
 	"regexp"
 	"syscall"
 	"time"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
 type options struct {
@@ -27,11 +27,12 @@ type options struct {
 	proxies *regexp.Regexp
 	rounds  int
 	seconds int
-	warmUp  time.Duration
 }
 
 // What the project promises is measured with these.
-var full = options{rounds: 5, seconds: 10, warmUp: 2 * time.Second}
+var full = options{rounds: 5, seconds: 5}
+
+const warmUp = time.Second
 
 // scenario is one kind of load.
 type scenario struct {
@@ -41,19 +42,28 @@ type scenario struct {
 	tls, h2     bool
 }
 
+const (
+	plain  = "200 B"
+	crowd  = "200 B, 256 connections"
+	medium = "64 KiB"
+	large  = "1 MiB"
+	secure = "200 B, TLS"
+	http2  = "200 B, HTTP/2"
+)
+
 var scenarios = []scenario{
-	{name: "200 B", path: "/200", connections: 64},
-	{name: "200 B, 256 connections", path: "/200", connections: 256},
-	{name: "64 KiB", path: "/65536", connections: 64},
-	{name: "1 MiB", path: "/1048576", connections: 64},
-	{name: "200 B, TLS", path: "/200", connections: 64, tls: true},
-	{name: "200 B, HTTP/2", path: "/200", connections: 16, tls: true, h2: true},
+	{name: plain, path: "/200", connections: 64},
+	{name: crowd, path: "/200", connections: 256},
+	{name: medium, path: "/65536", connections: 64},
+	{name: large, path: "/1048576", connections: 64},
+	{name: secure, path: "/200", connections: 64, tls: true},
+	{name: http2, path: "/200", connections: 16, tls: true, h2: true},
 }
 
 func main() {
 	o := full
 	flag.StringVar(&o.denia, "denia", "bin/denia", "the `program` to measure")
-	flag.StringVar(&o.out, "out", "docs/benchmarks", "`directory` for ingress.json and ingress.md")
+	flag.StringVar(&o.out, "out", "docs/benchmarks", "`directory` for ingress.json, ingress.md and ingress.svg")
 	flag.IntVar(&o.rounds, "rounds", o.rounds, "how often everything is measured")
 	flag.IntVar(&o.seconds, "seconds", o.seconds, "how long each proxy is loaded each time")
 	matching := func(into **regexp.Regexp) func(string) error {
@@ -62,16 +72,21 @@ func main() {
 			return err
 		}
 	}
-	flag.Func("only", "measure only scenarios that match this `expression`", matching(&o.only))
+	flag.Func("only", "measure only what matches this `expression`: the kinds of load, "+mSockets+", "+mPromote+", hosts", matching(&o.only))
 	flag.Func("proxies", "measure only proxies that match this `expression`", matching(&o.proxies))
 	replica := flag.String("replica", "", "serve as the replica on this `address`, for a run of this program")
+	hosts := flag.Int("hosts", 0, "measure the route table with this many `hosts`, for a run of this program")
+	to := flag.String("to", "", "`address` of the replica the hosts are routed to")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
-	if *replica != "" {
+	switch {
+	case *replica != "":
 		err = serveReplica(ctx, *replica)
-	} else {
-		err = run(ctx, o)
+	case *hosts > 0:
+		err = printed(measureHosts(ctx, *hosts, *to, o.seconds))
+	default:
+		err = measure(ctx, o)
 	}
 	stop()
 	if err != nil {
@@ -80,78 +95,140 @@ func main() {
 	}
 }
 
-// bench is one run.
-type bench struct {
-	options
-	dir     string
-	host    string // of the service
-	replica string // its address
-	denia   *deployed
-	proxies []*proxy
-	report  *report
+// printed has the run of this program that started this one read the sample.
+func printed(s bench.Sample, err error) error {
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(s)
 }
 
-func run(ctx context.Context, o options) (err error) {
-	b := &bench{options: o}
-	if b.options.denia, err = filepath.Abs(o.denia); err != nil {
+// run is one run.
+type run struct {
+	options
+	servers bench.Servers
+	host    string // of the service
+	replica string // its address
+	denia   *bench.Denia
+	made    []*service
+	proxies []*bench.Process
+	report  *bench.Report
+}
+
+// settings are what a run was told, as ingress.json has it.
+type settings struct {
+	Rounds  int `json:"rounds"`
+	Seconds int `json:"seconds"`
+	Sockets int `json:"websockets"`
+}
+
+func (o options) settings() settings { return settings{o.rounds, o.seconds, sockets} }
+
+func measure(ctx context.Context, o options) (err error) {
+	b := &run{options: o}
+	if b.servers.Program, err = filepath.Abs(o.denia); err != nil {
 		return err
 	}
-	if b.dir, err = os.MkdirTemp("", "ingressbench-"); err != nil {
+	if b.servers.Dir, err = os.MkdirTemp("", "ingressbench-"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(b.dir)
-	b.report = newReport(ctx, o)
-	defer b.stop()
+	defer os.RemoveAll(b.servers.Dir)
+	b.report = bench.NewReport(ctx, b.servers.Dir, o.settings(), "nginx", "haproxy", "wrk", "nghttp2-client")
+	defer b.servers.End()
+	defer b.remove()
 	if err := b.start(ctx); err != nil {
 		return err
 	}
-	for round := range o.rounds {
-		for _, s := range scenarios {
-			if o.only != nil && !o.only.MatchString(s.name) {
-				continue
-			}
-			for i := range b.proxies {
-				p := b.proxies[(i+round)%len(b.proxies)]
-				if o.proxies != nil && !o.proxies.MatchString(p.name) {
-					continue
-				}
-				measured, err := b.measure(ctx, p, s)
-				if err != nil {
-					return fmt.Errorf("%s, %s: %w", s.name, p.name, err)
-				}
-				b.report.add(s.name, p.name, measured)
-				b.say("%d/%d %-24s %-20s%v", round+1, o.rounds, s.name, p.name, measured)
+	items, err := b.items(ctx)
+	if err != nil {
+		return err
+	}
+	if err := b.report.InTurns(ctx, o.rounds, items); err != nil {
+		return err
+	}
+	return b.write()
+}
+
+// items are everything to measure in each round.
+func (b *run) items(ctx context.Context) (items []bench.Item, err error) {
+	add := func(measure, of string, run func(context.Context) (bench.Sample, error)) {
+		items = append(items, bench.Item{Measure: measure, Of: of, Run: run})
+	}
+	if b.wants(mSockets) {
+		for _, p := range b.chosen() {
+			if p.Name != caddyLogs {
+				add(mSockets, p.Name, func(ctx context.Context) (bench.Sample, error) { return b.freshSockets(ctx, p) })
 			}
 		}
 	}
-	return b.report.write(o.out)
+	for _, s := range scenarios {
+		if !b.wants(s.name) {
+			continue
+		}
+		for _, p := range b.chosen() {
+			if p.Name != caddyLogs || s.name == plain { // it is there for the promise about both logging
+				add(s.name, p.Name, func(ctx context.Context) (bench.Sample, error) { return b.loaded(ctx, p, s) })
+			}
+		}
+	}
+	for _, n := range tableSizes {
+		if b.wants(mHosts(n)) {
+			add(mHosts(n), tableName, func(ctx context.Context) (bench.Sample, error) { return b.hosts(ctx, n) })
+		}
+	}
+	if b.wants(mPromote) {
+		moving, err := b.deploy(ctx, "moving")
+		if err != nil {
+			return nil, err
+		}
+		add(mPromote, deniaName, func(ctx context.Context) (bench.Sample, error) { return b.promote(ctx, moving) })
+	}
+	return items, nil
 }
 
-// measure loads one proxy.
-func (b *bench) measure(ctx context.Context, p *proxy, s scenario) (sample, error) {
-	if _, err := b.load(ctx, p, s, b.warmUp); err != nil {
+func (b *run) wants(name string) bool { return b.only == nil || b.only.MatchString(name) }
+
+// chosen are the proxies to measure.
+func (b *run) chosen() (chosen []*bench.Process) {
+	for _, p := range b.proxies {
+		if b.options.proxies == nil || b.options.proxies.MatchString(p.Name) {
+			chosen = append(chosen, p)
+		}
+	}
+	return chosen
+}
+
+// file is the path of a file of the run's.
+func (b *run) file(name string) string { return filepath.Join(b.servers.Dir, name) }
+
+// loaded loads one proxy.
+func (b *run) loaded(ctx context.Context, p *bench.Process, s scenario) (bench.Sample, error) {
+	if _, err := b.load(ctx, p, s, warmUp); err != nil {
 		return nil, err
 	}
-	if err := p.forgetPeak(); err != nil {
-		return nil, err
-	}
-	before, err := p.usage()
+	var got bench.Sample
+	var objects, bytes float64
+	used, err := p.Measure(func() (err error) {
+		if p.Admin != "" {
+			if objects, bytes, err = p.Allocations(ctx); err != nil {
+				return err
+			}
+		}
+		got, err = b.load(ctx, p, s, time.Duration(b.seconds)*time.Second)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	got, err := b.load(ctx, p, s, time.Duration(b.seconds)*time.Second)
-	if err != nil {
-		return nil, err
+	got["cpu_ms_per_1k"] = used["cpu_s"] * 1e6 / got["requests"]
+	got["rss_peak_mib"] = used["rss_peak_mib"]
+	if p.Admin != "" {
+		objectsAfter, bytesAfter, err := p.Allocations(ctx)
+		if err != nil {
+			return nil, err
+		}
+		got["allocs_per_req"] = (objectsAfter - objects) / got["requests"]
+		got["alloc_bytes_per_req"] = (bytesAfter - bytes) / got["requests"]
 	}
-	after, err := p.usage()
-	if err != nil {
-		return nil, err
-	}
-	got["cpu_ms_per_1k"] = (after.cpu - before.cpu).Seconds() * 1e6 / got["requests"]
-	got["rss_peak_mib"] = float64(after.peak) / (1 << 20)
 	return got, nil
-}
-
-func (b *bench) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }

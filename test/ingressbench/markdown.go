@@ -1,132 +1,86 @@
 package main
 
 import (
-	"fmt"
-	"math"
 	"slices"
-	"strings"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
-// page is Markdown in the making.
-type page struct{ strings.Builder }
-
-func (p *page) printf(format string, args ...any) { fmt.Fprintf(p, format, args...) }
-
-// table writes a table with the columns' names in the first row.
-func (p *page) table(rows [][]string) {
-	for i, row := range rows {
-		p.printf("| %s |\n", strings.Join(row, " | "))
-		if i == 0 {
-			p.printf("|%s\n", strings.Repeat("---|", len(row)))
+func (b *run) page(charted bool) string {
+	p := new(bench.Page)
+	p.Begin(b.report, "The ingress, measured", "make bench-ingress", "ingress.json",
+		"All proxies are before the same replica, in a container that Denia has deployed. Caddy is `reverse_proxy` in Denia's own program, with 512 idle connections. Denia writes its access entries; nginx, HAProxy and `caddy` write nothing, and `caddy, access log` is what both logging is compared with.")
+	if b.settings() != full.settings() {
+		p.Printf("**A short run: the targets are set for the full one.**\n\n")
+	}
+	p.Targets(b.report)
+	if len(b.measured()) > 0 {
+		p.Printf("## Under load\n\n%d seconds of each kind of load after a second that is not measured, with 64 connections unless it says so; HTTP/2 with 16, of 4 requests at a time each. Memory is the peak of what is resident during the load.\n\n", b.seconds)
+		if charted {
+			p.Printf("![CPU per request, of Caddy's](ingress.svg)\n\n")
 		}
 	}
-	p.printf("\n")
-}
-
-// number writes a value with three digits or so, and a dash for none.
-func number(v float64) string {
-	switch {
-	case math.IsNaN(v):
-		return "–"
-	case math.Abs(v) >= 10_000:
-		return fmt.Sprintf("%.1fk", v/1000)
-	case math.Abs(v) >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case math.Abs(v) >= 10:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.2f", v)
-}
-
-func (r *report) markdown() string {
-	p := new(page)
-	p.printf("# The ingress, measured\n\nWritten by `make bench-ingress` on %s; every round is in [ingress.json](ingress.json). ", r.At.Format("2006-01-02"))
-	p.printf("Medians of %d rounds of %d seconds, whose order turns. CPU is the proxy's own, by the scheduler's account of all its threads, in milliseconds for 1,000 requests. Requests a second depend on what else the machine does, and compare only within this run.\n\n", r.Rounds, r.Seconds)
-	m := r.Machine
-	p.printf("Machine: %d CPUs (%s), %.0f GiB, Linux %s, %s; load %.1f before and %.1f after.", m.CPUs, m.Model, m.MemoryGiB, m.Kernel, m.Go, m.Load[0], m.Load[1])
-	for i, v := range r.Versions {
-		separator := ", "
-		if i == 0 {
-			separator = " From Debian: "
-		}
-		p.printf("%s%s %s", separator, v[0], v[1])
-	}
-	p.printf(". Caddy is `reverse_proxy` in Denia's own program, with 512 idle connections. Denia writes its access entries; nginx, HAProxy and `caddy` write nothing.\n\n")
-	if r.Rounds < full.rounds || r.Seconds < full.seconds {
-		p.printf("**A short run: the targets are set for the full one.**\n\n")
-	}
-	if len(r.Targets) > 0 {
-		rows := [][]string{{"promise", "measured", "limit", ""}}
-		for _, t := range r.Targets {
-			met := "met"
-			if !t.Met {
-				met = "**missed**"
-			}
-			rows = append(rows, []string{t.Name, number(t.Measured) + " " + t.Unit, number(t.Limit) + " " + t.Unit, met})
-		}
-		p.printf("## Promises\n\n")
-		p.table(rows)
-	}
-	r.matrix(p, "CPU, ms for 1,000 requests (of Caddy's)", "cpu_ms_per_1k", true)
-	r.chart(p)
-	r.matrix(p, "Requests a second", "req_per_s", false)
-	r.matrix(p, "Latency, median, ms", "p50_ms", false)
-	r.matrix(p, "Latency, 99th percentile, ms", "p99_ms", false)
-	r.matrix(p, "Peak memory, MiB", "rss_peak_mib", false)
+	b.matrix(p, "CPU, ms for 1,000 requests", b.cells(kCPU))
+	b.matrix(p, "CPU, of Caddy's", func(scenario, proxy string) string { return b.ofCaddy(scenario, proxy).Figure().String() })
+	b.matrix(p, "Allocations per request", b.cells(kAllocs))
+	b.matrix(p, "Requests a second", b.cells("req_per_s"))
+	b.matrix(p, "Latency, median, ms", b.cells("p50_ms"))
+	b.matrix(p, "Latency, 99th percentile, ms", b.cells("p99_ms"))
+	b.matrix(p, "Peak memory, MiB", b.cells(kPeak))
+	b.sockets(p)
+	b.scale(p)
 	return p.String()
 }
 
-// axes are the scenarios and proxies that were measured, in order.
-func (r *report) axes() (scenarios, proxies []string) {
-	for _, result := range r.Results {
-		if !slices.Contains(scenarios, result.Scenario) {
-			scenarios = append(scenarios, result.Scenario)
-		}
-		if !slices.Contains(proxies, result.Proxy) {
-			proxies = append(proxies, result.Proxy)
-		}
-	}
-	return scenarios, proxies
+func (b *run) cells(key string) func(scenario, proxy string) string {
+	return func(scenario, proxy string) string { return b.report.Series(scenario, proxy, key).Figure().String() }
 }
 
-func (r *report) matrix(p *page, title, key string, ratio bool) {
-	scenarios, proxies := r.axes()
-	rows := [][]string{append([]string{""}, scenarios...)}
-	for _, proxy := range proxies {
-		row := []string{proxy}
-		for _, scenario := range scenarios {
-			v := r.value(scenario, proxy, key)
-			cell := number(v)
-			if of := v / r.value(scenario, "caddy", key); ratio && !math.IsNaN(of) {
-				cell += fmt.Sprintf(" (%.2f)", of)
-			}
-			row = append(row, cell)
-		}
-		rows = append(rows, row)
-	}
-	p.printf("## %s\n\n", title)
-	p.table(rows)
-}
-
-// chart draws the CPU of the first scenario.
-func (r *report) chart(p *page) {
-	scenarios, proxies := r.axes()
-	if len(scenarios) == 0 {
+// matrix is a table of all proxies under all kinds of load.
+func (b *run) matrix(p *bench.Page, title string, cell func(scenario, proxy string) string) {
+	names := b.measured()
+	if len(names) == 0 {
 		return
 	}
-	most := 0.0
-	for _, proxy := range proxies {
-		if v := r.value(scenarios[0], proxy, "cpu_ms_per_1k"); v > most {
-			most = v
+	rows := [][]string{append([]string{""}, names...)}
+	for _, proxy := range b.proxies {
+		row := []string{proxy.Name}
+		for _, scenario := range names {
+			row = append(row, cell(scenario, proxy.Name))
+		}
+		if slices.ContainsFunc(row[1:], func(cell string) bool { return cell != "–" }) {
+			rows = append(rows, row)
 		}
 	}
-	p.printf("CPU for 1,000 requests, %s:\n\n```\n", scenarios[0])
-	for _, proxy := range proxies {
-		v := r.value(scenarios[0], proxy, "cpu_ms_per_1k")
-		if math.IsNaN(v) {
-			continue
-		}
-		p.printf("%-18s %s %s\n", proxy, strings.Repeat("█", max(1, int(60*v/most))), number(v))
+	if len(rows) > 1 {
+		p.Printf("### %s\n\n", title)
+		p.Table(rows)
 	}
-	p.printf("```\n\n")
+}
+
+func (b *run) sockets(p *bench.Page) {
+	rows := [][]string{{"", "KiB each", "resident MiB", "peak MiB"}}
+	for _, f := range b.report.Of(mSockets) {
+		rows = append(rows, []string{f.Of, f.Cell("socket_kib"), f.Cell("rss_mib"), f.Cell(kPeak)})
+	}
+	if len(rows) > 1 {
+		p.Printf("## WebSockets\n\nWhat the resident memory of a proxy that was started anew grows by with %d of them, each of which has said something both ways, beyond the first 100.\n\n", sockets)
+		p.Table(rows)
+	}
+}
+
+func (b *run) scale(p *bench.Page) {
+	rows := [][]string{{"", "lookup ns", "B a host", "change µs", "seen after ms", "99th percentile", "all anew ms", "latency's p99, quiet ms", "with changes"}}
+	for _, n := range tableSizes {
+		for _, f := range b.report.Of(mHosts(n)) {
+			rows = append(rows, []string{f.Measure, f.Cell("lookup_ns"), f.Cell("bytes_per_host"), f.Cell("change_us"), f.Cell("visible_p50_ms"), f.Cell("visible_p99_ms"), f.Cell("set_all_ms"), f.Cell("p99_quiet_ms"), f.Cell("p99_changing_ms")})
+		}
+	}
+	if len(rows) > 1 {
+		p.Printf("## Many hosts\n\nThe ingress's handler with its route table, in a process of its own behind net/http's server. Each host has a service of its own; the memory is of both, and with few hosts mostly that of the empty table. Seen is from the change until the first request has its answer from the replica. With changes is with 100 a second; both are of 64 connections that ask for 1,000 of the hosts in turn.\n\n")
+		p.Table(rows)
+	}
+	for _, f := range b.report.Of(mPromote) {
+		p.Printf("## From promote to the first request\n\nFrom when a deployment says it was promoted until the first request that went to the new replica has its answer, of a client that asks all the time: %s ms, at most %s ms.\n\n", f.Cell("first_p50_ms"), f.Cell("first_max_ms"))
+	}
 }

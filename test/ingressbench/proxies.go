@@ -11,64 +11,43 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strconv"
-	"strings"
-	"sync"
 	"time"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
-// proxy is a server that was started for the run.
-type proxy struct {
-	name   string
-	plain  string // host:port for HTTP/1.1
-	secure string // host:port for TLS, HTTP/1.1 and HTTP/2
-	cmd    *exec.Cmd
-	done   chan struct{}
-	log    *tail
-}
+// The proxies.
+const (
+	deniaName   = "denia"
+	caddyName   = "caddy"
+	caddyLogs   = "caddy, access log"
+	nginxName   = "nginx"
+	haproxyName = "haproxy"
+)
 
-// tail keeps the end of a process's output.
-type tail struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, p...)
-	if over := len(t.text) - 8<<10; over > 0 {
-		t.text = append(t.text[:0], t.text[over:]...)
-	}
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return string(t.text)
-}
-
-// start starts all proxies.
-func (b *bench) start(ctx context.Context) (err error) {
+// start starts all proxies, with the replica behind them.
+func (b *run) start(ctx context.Context) (err error) {
 	if err := b.writeCertificate(); err != nil {
 		return err
 	}
-	if b.denia, err = b.startDenia(ctx); err != nil {
+	if b.denia, err = b.servers.Denia(ctx, bench.DeniaConfig{
+		Name: deniaName, Host: "control.localhost", Certificate: b.certificate(), Key: b.key(),
+		Global:  []string{"auto_https disable_redirects", "default_sni bench"},
+		Options: []string{"base_domain bench.localhost", "control_domain control.localhost"},
+	}); err != nil {
 		return err
 	}
-	b.proxies = append(b.proxies, b.denia.proxy)
-	if err := b.deploy(ctx, b.denia); err != nil {
+	behind, err := b.deploy(ctx, "replica")
+	if err != nil {
 		return err
 	}
-	for _, start := range []func(context.Context) (*proxy, error){
-		func(ctx context.Context) (*proxy, error) { return b.startCaddy(ctx, "caddy", "") },
-		func(ctx context.Context) (*proxy, error) {
-			return b.startCaddy(ctx, "caddy, access log", "log {\n\t\toutput file "+filepath.Join(b.dir, "access.log")+"\n\t}")
+	b.host, b.replica = behind.host, behind.address
+	b.proxies = append(b.proxies, b.denia.Process)
+	for _, start := range []func(context.Context) (*bench.Process, error){
+		func(ctx context.Context) (*bench.Process, error) { return b.startCaddy(ctx, caddyName, "") },
+		func(ctx context.Context) (*bench.Process, error) {
+			return b.startCaddy(ctx, caddyLogs, "log {\n\t\toutput file "+b.file("access.log")+"\n\t}")
 		},
 		b.startNginx, b.startHAProxy,
 	} {
@@ -81,21 +60,10 @@ func (b *bench) start(ctx context.Context) (err error) {
 	return nil
 }
 
-func (b *bench) stop() {
-	if b.denia != nil {
-		if err := b.remove(b.denia); err != nil {
-			b.say("the replica is left in the engine: %v", err)
-		}
-	}
-	for _, p := range b.proxies {
-		p.end()
-	}
-}
+func (b *run) certificate() string { return b.file("certificate.pem") }
+func (b *run) key() string         { return b.file("key.pem") }
 
-func (b *bench) certificate() string { return filepath.Join(b.dir, "certificate.pem") }
-func (b *bench) key() string         { return filepath.Join(b.dir, "key.pem") }
-
-func (b *bench) writeCertificate() error {
+func (b *run) writeCertificate() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -123,20 +91,12 @@ func (b *bench) writeCertificate() error {
 }
 
 // both is what HAProxy wants.
-func (b *bench) both() string { return filepath.Join(b.dir, "both.pem") }
-
-func (b *bench) launchCaddy(ctx context.Context, p *proxy, env []string, caddyfile string) error {
-	path := filepath.Join(b.dir, strings.Fields(strings.ReplaceAll(p.name, ",", ""))[0]+strconv.Itoa(len(b.proxies))+".Caddyfile")
-	if err := os.WriteFile(path, []byte(caddyfile), 0o600); err != nil {
-		return err
-	}
-	return b.launch(ctx, p, append(env, "HOME="+b.dir), b.options.denia, "run", "--adapter", "caddyfile", "--config", path)
-}
+func (b *run) both() string { return b.file("both.pem") }
 
 // startCaddy starts Caddy's own reverse_proxy, of the same program.
-func (b *bench) startCaddy(ctx context.Context, name, log string) (p *proxy, err error) {
-	p = &proxy{name: name}
-	if p.plain, p.secure, err = freeAddresses(ctx); err != nil {
+func (b *run) startCaddy(ctx context.Context, name, log string) (*bench.Process, error) {
+	c := bench.Command{Name: name}
+	if err := bench.FreeAddresses(ctx, &c.Address, &c.Secure, &c.Admin); err != nil {
 		return nil, err
 	}
 	site := fmt.Sprintf(`	bind 127.0.0.1
@@ -147,8 +107,8 @@ func (b *bench) startCaddy(ctx context.Context, name, log string) (p *proxy, err
 		}
 	}
 `, log, b.replica)
-	return p, b.launchCaddy(ctx, p, nil, fmt.Sprintf(`{
-	admin off
+	return b.servers.Caddy(ctx, c, fmt.Sprintf(`{
+	admin %s
 	persist_config off
 	auto_https disable_redirects
 	default_sni bench
@@ -157,34 +117,16 @@ http://%s:%s {
 %s}
 https://:%s {
 	tls %s %s
-%s}
-`, b.host, port(p.plain), site, port(p.secure), b.certificate(), b.key(), site))
+%[4]s}
+`, c.Admin, b.host, bench.Port(c.Address), site, bench.Port(c.Secure), b.certificate(), b.key()))
 }
 
-func (b *bench) startNginx(ctx context.Context) (p *proxy, err error) {
-	p = &proxy{name: "nginx"}
-	if p.plain, p.secure, err = freeAddresses(ctx); err != nil {
+func (b *run) startNginx(ctx context.Context) (*bench.Process, error) {
+	c := bench.Command{Name: nginxName}
+	if err := bench.FreeAddresses(ctx, &c.Address, &c.Secure); err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(b.dir, "nginx")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, err
-	}
-	user := ""
-	if os.Getuid() == 0 {
-		user = "user root;"
-	}
-	config := filepath.Join(dir, "nginx.conf")
-	text := fmt.Sprintf(`%s
-daemon off;
-worker_processes auto;
-pid %s/pid;
-error_log stderr error;
-events { worker_connections 4096; }
-http {
-	access_log off;
-	keepalive_requests 1000000000;
-	client_body_temp_path %[2]s; proxy_temp_path %[2]s; fastcgi_temp_path %[2]s; uwsgi_temp_path %[2]s; scgi_temp_path %[2]s;
+	return b.servers.Nginx(ctx, c, fmt.Sprintf(`	map $http_upgrade $connection_of_upgrade { default upgrade; "" ""; }
 	upstream replica { server %s; keepalive 512; keepalive_requests 1000000000; }
 	server {
 		listen %s;
@@ -195,28 +137,22 @@ http {
 		location / {
 			proxy_pass http://replica;
 			proxy_http_version 1.1;
-			proxy_set_header Connection "";
+			proxy_set_header Connection $connection_of_upgrade;
+			proxy_set_header Upgrade $http_upgrade;
 			proxy_set_header Host $host;
 			proxy_set_header X-Forwarded-For $remote_addr;
 			proxy_set_header X-Forwarded-Host $host;
 			proxy_set_header X-Forwarded-Proto $scheme;
 			proxy_set_header X-Request-Id $request_id;
 		}
-	}
-}
-`, user, dir, b.replica, p.plain, p.secure, b.certificate(), b.key())
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return nil, err
-	}
-	return p, b.launch(ctx, p, nil, "nginx", "-p", dir, "-c", config)
+	}`, b.replica, c.Address, c.Secure, b.certificate(), b.key()))
 }
 
-func (b *bench) startHAProxy(ctx context.Context) (p *proxy, err error) {
-	p = &proxy{name: "haproxy"}
-	if p.plain, p.secure, err = freeAddresses(ctx); err != nil {
+func (b *run) startHAProxy(ctx context.Context) (*bench.Process, error) {
+	c := bench.Command{Name: haproxyName, Program: "haproxy", Args: []string{"-db", "-f", b.file("haproxy.cfg")}}
+	if err := bench.FreeAddresses(ctx, &c.Address, &c.Secure); err != nil {
 		return nil, err
 	}
-	config := filepath.Join(b.dir, "haproxy.cfg")
 	text := fmt.Sprintf(`global
 	maxconn 8192
 defaults
@@ -224,6 +160,7 @@ defaults
 	timeout connect 2s
 	timeout client 60s
 	timeout server 60s
+	timeout tunnel 60s
 	option forwardfor
 	http-reuse always
 	unique-id-format %%{+X}o%%ci%%cp%%Ts%%rt
@@ -236,85 +173,9 @@ frontend in
 	default_backend replica
 backend replica
 	server replica %s pool-max-conn 512
-`, p.plain, p.secure, b.both(), b.replica)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+`, c.Address, c.Secure, b.both(), b.replica)
+	if err := os.WriteFile(b.file("haproxy.cfg"), []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	return p, b.launch(ctx, p, nil, "haproxy", "-db", "-f", config)
-}
-
-// launch starts a program and waits until it listens.
-func (b *bench) launch(ctx context.Context, p *proxy, env []string, program string, args ...string) error {
-	p.log = new(tail)
-	p.cmd = exec.CommandContext(ctx, program, args...)
-	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(os.Interrupt) }
-	p.cmd.WaitDelay = 20 * time.Second
-	p.cmd.Dir = b.dir
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	if err := p.cmd.Start(); err != nil {
-		return fmt.Errorf("starting %s: %w", p.name, err)
-	}
-	p.done = make(chan struct{})
-	go func() {
-		_ = p.cmd.Wait()
-		close(p.done)
-	}()
-	for deadline := time.Now().Add(30 * time.Second); ; {
-		if listens(ctx, p.plain) && listens(ctx, p.secure) {
-			b.say("%-20s is process %d on %s and %s", p.name, p.cmd.Process.Pid, p.plain, p.secure)
-			return nil
-		}
-		select {
-		case <-p.done:
-			return fmt.Errorf("%s ended at its start:\n%s", p.name, p.log)
-		case <-time.After(10 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			p.end()
-			return fmt.Errorf("%s does not listen:\n%s", p.name, p.log)
-		}
-	}
-}
-
-func listens(ctx context.Context, address string) bool {
-	dialer := &net.Dialer{Timeout: time.Second}
-	c, err := dialer.DialContext(ctx, "tcp", address)
-	if err == nil {
-		_ = c.Close()
-	}
-	return err == nil
-}
-
-// end stops the process and waits for it.
-func (p *proxy) end() {
-	_ = p.cmd.Process.Signal(os.Interrupt)
-	select {
-	case <-p.done:
-	case <-time.After(30 * time.Second):
-		_ = p.cmd.Process.Kill()
-		<-p.done
-	}
-}
-
-func freeAddress(ctx context.Context) (string, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
-
-func freeAddresses(ctx context.Context) (plain, secure string, err error) {
-	if plain, err = freeAddress(ctx); err != nil {
-		return "", "", err
-	}
-	secure, err = freeAddress(ctx)
-	return plain, secure, err
-}
-
-func port(address string) string {
-	_, port, _ := strings.Cut(address, ":")
-	return port
+	return b.servers.Start(ctx, c)
 }

@@ -1,269 +1,100 @@
 package main
 
 import (
-	"bytes"
-	"context"
-	"encoding/json"
-	"fmt"
-	"maps"
-	"math"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime"
-	"slices"
-	"strconv"
-	"strings"
-	"time"
+	"github.com/denia-paas/denia/test/bench"
 )
 
-// sample is what was measured once: values by name, with the unit in it.
-type sample map[string]float64
+// What is measured of proxies under load.
+const (
+	kCPU    = "cpu_ms_per_1k"
+	kAllocs = "allocs_per_req"
+	kPeak   = "rss_peak_mib"
+)
 
-func (s sample) String() string {
-	var b strings.Builder
-	for _, key := range slices.Sorted(maps.Keys(s)) {
-		fmt.Fprintf(&b, " %s=%.4g", key, s[key])
-	}
-	return b.String()
+// promises are of CPU per request, of Caddy's reverse_proxy. The peers' ratios
+// are those of Traefik's fast proxy and of kamal-proxy in a measurement of
+// their own, on two cores; 0: there is none.
+var promises = []struct {
+	scenario, peer string
+	limit          float64
+	traefik, kamal float64
+}{
+	{plain, caddyName, 0.45, 0.53, 0.75},
+	{medium, caddyName, 0.6, 0.71, 0.93},
+	{large, caddyName, 0.88, 0.88, 0.93},
+	{secure, caddyName, 0.47, 0.51, 0.77},
+	{http2, caddyName, 0.54, 0.58, 0.76},
+	{plain, caddyLogs, 0.38, 0, 0.72},
 }
 
-// usage is what a proxy has used, its children included.
-type usage struct {
-	cpu  time.Duration
-	peak int64 // bytes resident, the children's added
-}
-
-// usage reads the scheduler's account of every thread, in nanoseconds.
-func (p *proxy) usage() (u usage, err error) {
-	for _, pid := range p.family() {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			return usage{}, fmt.Errorf("%s has ended: %w\n%s", p.name, err, p.log)
+// judge compares with what the project promises.
+func (b *run) judge() {
+	r := b.report
+	for _, p := range promises {
+		of := r.Series(p.scenario, deniaName, kCPU).Over(r.Series(p.scenario, p.peer, kCPU))
+		name := "CPU, " + p.scenario + ", of " + p.peer
+		r.Check(name, of, bench.AtMost(p.limit), "x")
+		if p.traefik > 0 {
+			r.Check(name+": less than Traefik's fast proxy", of, bench.Below(p.traefik), "x")
 		}
-		for line := range strings.SplitSeq(string(status), "\n") {
-			var n int64
-			if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &n); err == nil {
-				u.peak += n << 10
+		r.Check(name+": less than kamal-proxy", of, bench.Below(p.kamal), "x")
+	}
+	r.Check("allocations per request, "+plain, r.Series(plain, deniaName, kAllocs), bench.AtMost(80), "")
+	r.Check("peak memory with 256 connections", r.Series(crowd, deniaName, kPeak), bench.AtMost(120), "MiB")
+	r.Check("memory per WebSocket", r.Series(mSockets, deniaName, "socket_kib"), bench.AtMost(45), "KiB")
+	many := mHosts(100_000)
+	r.Check("lookup among 100,000 hosts", r.Series(many, tableName, "lookup_ns"), bench.AtMost(200), "ns")
+	r.Check("memory per host of 100,000", r.Series(many, tableName, "bytes_per_host"), bench.AtMost(500), "B")
+	r.Check("a route change is seen by a request, 1,000 hosts, 99th percentile", r.Series(mHosts(1000), tableName, "visible_p99_ms"), bench.AtMost(1), "ms")
+	r.Check("a route change is seen by a request, 100,000 hosts, 99th percentile", r.Series(many, tableName, "visible_p99_ms"), bench.AtMost(20), "ms")
+	r.Check("99th percentile with 100 route changes a second among 100,000 hosts, of that without",
+		r.Series(many, tableName, "p99_changing_ms").Over(r.Series(many, tableName, "p99_quiet_ms")), bench.AtMost(1.1), "x")
+}
+
+// write writes ingress.json, ingress.md and ingress.svg.
+func (b *run) write() error {
+	b.judge()
+	b.report.Ended()
+	chart := b.chart()
+	return b.report.Write(b.out, "ingress", b.page(chart != ""), chart)
+}
+
+// measured are the names of the kinds of load that were measured.
+func (b *run) measured() (names []string) {
+	for _, s := range scenarios {
+		if len(b.report.Of(s.name)) > 0 {
+			names = append(names, s.name)
+		}
+	}
+	return names
+}
+
+// ofCaddy is the CPU a proxy needs per request, of what Caddy does.
+func (b *run) ofCaddy(scenario, proxy string) bench.Series {
+	return b.report.Series(scenario, proxy, kCPU).Over(b.report.Series(scenario, caddyName, kCPU))
+}
+
+// chart draws the CPU per request, of Caddy's.
+func (b *run) chart() string {
+	c := bench.Chart{Title: "CPU per request, of Caddy's reverse_proxy (median, lowest to highest; red: what Denia promises)"}
+	for _, scenario := range b.measured() {
+		g := bench.Group{Name: scenario}
+		for _, result := range b.report.Of(scenario) {
+			of := b.ofCaddy(scenario, result.Of)
+			if len(of) == 0 {
+				continue
 			}
-		}
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-		if err != nil || len(threads) == 0 {
-			return usage{}, fmt.Errorf("this kernel keeps no account of CPU time by thread (CONFIG_SCHED_INFO)")
-		}
-		for _, thread := range threads {
-			var ns int64
-			if text, err := os.ReadFile(thread); err == nil {
-				_, _ = fmt.Sscan(string(text), &ns)
+			bar := bench.Bar{Name: result.Of, Figure: of.Figure(), Ours: result.Of == deniaName}
+			for _, p := range promises {
+				if bar.Ours && p.scenario == scenario && p.peer == caddyName {
+					bar.Limit = p.limit
+				}
 			}
-			u.cpu += time.Duration(ns)
+			g.Bars = append(g.Bars, bar)
+		}
+		if len(g.Bars) > 0 {
+			c.Groups = append(c.Groups, g)
 		}
 	}
-	return u, nil
-}
-
-// forgetPeak has VmHWM be the peak of what follows (proc(5)).
-func (p *proxy) forgetPeak() error {
-	for _, pid := range p.family() {
-		if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0); err != nil {
-			return fmt.Errorf("resetting the peak memory: %w", err)
-		}
-	}
-	return nil
-}
-
-// family is the process and its children, as nginx has.
-func (p *proxy) family() []int {
-	pid := p.cmd.Process.Pid
-	family := []int{pid}
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	for field := range strings.FieldsSeq(string(text)) {
-		if child, err := strconv.Atoi(field); err == nil {
-			family = append(family, child)
-		}
-	}
-	return family
-}
-
-// report is what a run came to, as ingress.json has it.
-type report struct {
-	At       time.Time   `json:"at"`
-	Minutes  float64     `json:"minutes"`
-	Machine  machine     `json:"machine"`
-	Rounds   int         `json:"rounds"`
-	Seconds  int         `json:"seconds"`
-	Results  []*result   `json:"results"`
-	Targets  []target    `json:"targets"`
-	Versions [][2]string `json:"versions"`
-}
-
-// machine describes where it ran. It says nothing about whose machine it is.
-type machine struct {
-	CPUs      int        `json:"cpus"`
-	Model     string     `json:"cpu_model"`
-	MemoryGiB float64    `json:"memory_gib"`
-	Kernel    string     `json:"kernel"`
-	Go        string     `json:"go"`
-	Load      [2]float64 `json:"load_before_and_after"` // average of a minute
-}
-
-// result is one proxy under one kind of load.
-type result struct {
-	Scenario string   `json:"scenario"`
-	Proxy    string   `json:"proxy"`
-	Median   sample   `json:"median"`
-	Rounds   []sample `json:"rounds"`
-}
-
-// target is one promise of the project's, and what became of it.
-type target struct {
-	Name     string  `json:"name"`
-	Measured float64 `json:"measured"`
-	Limit    float64 `json:"limit"`
-	Unit     string  `json:"unit"`
-	Met      bool    `json:"met"`
-}
-
-func newReport(ctx context.Context, o options) *report {
-	r := &report{
-		At: time.Now().UTC().Truncate(time.Second), Rounds: o.rounds, Seconds: o.seconds,
-		Machine: machine{
-			CPUs: runtime.NumCPU(), Go: runtime.Version(),
-			Kernel: strings.TrimSpace(read1("/proc/sys/kernel/osrelease")),
-			Load:   [2]float64{load()},
-		},
-	}
-	for line := range strings.Lines(read1("/proc/cpuinfo")) {
-		if key, value, _ := strings.Cut(line, ":"); strings.TrimSpace(key) == "model name" {
-			r.Machine.Model = strings.TrimSpace(value)
-		}
-	}
-	var kib float64
-	if _, err := fmt.Sscanf(read1("/proc/meminfo"), "MemTotal: %f kB", &kib); err == nil {
-		r.Machine.MemoryGiB = math.Round(kib/(1<<20)*10) / 10
-	}
-	for _, name := range []string{"nginx", "haproxy", "wrk", "nghttp2-client"} {
-		if out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${Version}", name).Output(); err == nil {
-			r.Versions = append(r.Versions, [2]string{name, string(out)})
-		}
-	}
-	return r
-}
-
-// read1 returns a file of /proc, empty where there is none.
-func read1(path string) string {
-	text, _ := os.ReadFile(path)
-	return string(text)
-}
-
-func load() (average float64) {
-	_, _ = fmt.Sscan(read1("/proc/loadavg"), &average)
-	return average
-}
-
-func (r *report) add(scenario, proxy string, s sample) {
-	found := r.find(scenario, proxy)
-	if found == nil {
-		found = &result{Scenario: scenario, Proxy: proxy}
-		r.Results = append(r.Results, found)
-	}
-	found.Rounds = append(found.Rounds, s)
-	found.Median = sample{}
-	for key := range s {
-		var values []float64
-		for _, round := range found.Rounds {
-			values = append(values, round[key])
-		}
-		slices.Sort(values)
-		found.Median[key] = (values[(len(values)-1)/2] + values[len(values)/2]) / 2
-	}
-}
-
-func (r *report) find(scenario, proxy string) *result {
-	for _, found := range r.Results {
-		if found.Scenario == scenario && found.Proxy == proxy {
-			return found
-		}
-	}
-	return nil
-}
-
-// value is a median, NaN where it was not measured.
-func (r *report) value(scenario, proxy, key string) float64 {
-	if found := r.find(scenario, proxy); found != nil {
-		if v, ok := found.Median[key]; ok {
-			return v
-		}
-	}
-	return math.NaN()
-}
-
-// judge compares with what the project promises. What was not measured has no
-// line.
-func (r *report) judge() {
-	r.Targets = nil
-	check := func(name string, measured, limit float64, unit string) {
-		if !math.IsNaN(measured) {
-			r.Targets = append(r.Targets, target{name, measured, limit, unit, measured <= limit})
-		}
-	}
-	const cpu = "cpu_ms_per_1k"
-	for _, promise := range []struct {
-		scenario, peer string
-		limit          float64
-	}{
-		{"200 B", "caddy", 0.45},
-		{"64 KiB", "caddy", 0.6},
-		{"1 MiB", "caddy", 0.88},
-		{"200 B, TLS", "caddy", 0.47},
-		{"200 B, HTTP/2", "caddy", 0.54},
-		{"200 B", "caddy, access log", 0.38},
-	} {
-		check("CPU, "+promise.scenario+", of "+promise.peer, r.value(promise.scenario, "denia", cpu)/r.value(promise.scenario, promise.peer, cpu), promise.limit, "x")
-	}
-	check("peak memory with 256 connections", r.value("200 B, 256 connections", "denia", "rss_peak_mib"), 120, "MiB")
-}
-
-// write writes ingress.json and ingress.md.
-func (r *report) write(dir string) error {
-	r.Machine.Load[1] = load()
-	r.Minutes = math.Round(time.Since(r.At).Minutes()*10) / 10
-	r.judge()
-	for _, result := range r.Results {
-		for key, value := range result.Median {
-			result.Median[key] = significant(value)
-		}
-		for _, s := range result.Rounds {
-			for key, value := range s {
-				s[key] = significant(value)
-			}
-		}
-	}
-	for i := range r.Targets {
-		r.Targets[i].Measured = significant(r.Targets[i].Measured)
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	var text bytes.Buffer
-	encoder := json.NewEncoder(&text)
-	encoder.SetIndent("", " ")
-	if err := encoder.Encode(r); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "ingress.json"), text.Bytes(), 0o644); err != nil {
-		return err
-	}
-	page := r.markdown()
-	fmt.Print(page)
-	return os.WriteFile(filepath.Join(dir, "ingress.md"), []byte(page), 0o644)
-}
-
-// significant keeps four digits.
-func significant(v float64) float64 {
-	if v == 0 || math.IsNaN(v) || math.IsInf(v, 0) {
-		return v
-	}
-	scale := math.Pow(10, 3-math.Floor(math.Log10(math.Abs(v))))
-	return math.Round(v*scale) / scale
+	return c.SVG()
 }

@@ -2,22 +2,24 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
 // collection measures what a collection costs another repository: the same
 // requests with and without it.
-func (b *bench) collection(ctx context.Context) error {
-	g, err := b.startDenia(ctx, "denia-collecting", b.dir, "registry {", "\tlease 1s", "}")
+func (b *run) collection(ctx context.Context) error {
+	g, err := b.startDenia(ctx, "denia-collecting", "registry {", "\tlease 1s", "}")
 	if err != nil {
 		return err
 	}
-	defer g.end()
+	defer g.End()
 	config, layers, err := g.small(ctx, "neighbour")
 	if err != nil {
 		return err
@@ -32,8 +34,8 @@ func (b *bench) collection(ctx context.Context) error {
 			return err
 		}
 		for _, r := range results {
-			b.say("%d/%d %-34s %-16s %s", round+1, b.rounds, r.measure, b.denia.name, r.sample)
-			b.report.add(r.measure, b.denia.name, r.sample)
+			bench.Say("%d/%d %-34s %-16s %s", round+1, b.rounds, r.measure, deniaName, r.Sample)
+			b.report.Add(r.measure, deniaName, r.Sample)
 		}
 	}
 	return nil
@@ -41,11 +43,11 @@ func (b *bench) collection(ctx context.Context) error {
 
 type named struct {
 	measure string
-	sample
+	bench.Sample
 }
 
 // collect fills a repository, deletes everything in it, and has it collected.
-func (b *bench) collect(ctx context.Context, g *registry, name string, neighbour []byte) (results []named, err error) {
+func (b *run) collect(ctx context.Context, g *registry, name string, neighbour []byte) (results []named, err error) {
 	const writers = 8
 	config := []byte("{}")
 	manifests := make([]digest.Digest, b.images)
@@ -62,21 +64,21 @@ func (b *bench) collect(ctx context.Context, g *registry, name string, neighbour
 	}); err != nil {
 		return nil, err
 	}
-	b.say("%d images took %.1f s", len(manifests), time.Since(began).Seconds())
+	bench.Say("%d images took %.1f s", len(manifests), time.Since(began).Seconds())
 	if err := g.settled(ctx, b.images); err != nil {
 		return nil, err
 	}
 
 	window := func(measure string, work func() error) error {
 		var head, put []time.Duration
-		s, err := g.measured(func() (err error) {
+		s, err := measured(g.Process, func() (err error) {
 			head, put, err = g.probe(ctx, neighbour, work)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		results = append(results, named{measure, s.latencies("head_", head).latencies("put_", put)})
+		results = append(results, named{measure, s.Latencies("head_", head).Latencies("put_", put)})
 		return nil
 	}
 	if err := window(mDeleting, func() error {
@@ -97,7 +99,7 @@ func (b *bench) collect(ctx context.Context, g *registry, name string, neighbour
 		return nil, err
 	}
 	long := time.Since(began)
-	return results, window(mQuiet, func() error { return sleep(ctx, long) })
+	return results, window(mQuiet, func() error { return bench.Rest(ctx, long) })
 }
 
 // pushImage pushes an image of its own layer. The lease is so short that a
@@ -123,33 +125,21 @@ func (g *registry) pushImage(ctx context.Context, name string, i int, config []b
 // settled has the registry collect until it holds no more than these many
 // manifests and the neighbour's, and blobs for those.
 func (g *registry) settled(ctx context.Context, manifests int) error {
-	for deadline := time.Now().Add(2 * time.Minute); ; {
-		status, text, err := g.control(ctx, "POST", "/v1/registry/gc", nil)
+	return bench.Until(ctx, 2*time.Minute, 300*time.Millisecond, "everything is collected", func() (bool, error) {
+		collected, text, err := g.denia.Ask(ctx, http.MethodPost, "/v1/registry/gc", "", nil)
 		if err != nil {
-			return err
+			return false, err
 		}
-		if status != 202 && status != 409 {
-			return fmt.Errorf("POST /v1/registry/gc: %d: %s", status, text)
-		}
-		_, text, err = g.control(ctx, "GET", "/v1/registry/status", nil)
-		if err != nil {
-			return err
+		if collected != http.StatusAccepted && collected != http.StatusConflict { // a conflict with one that runs
+			return false, fmt.Errorf("POST /v1/registry/gc: %d: %s", collected, text)
 		}
 		var holds struct{ Manifests, Blobs int }
-		if err := json.Unmarshal(text, &holds); err != nil {
-			return fmt.Errorf("GET /v1/registry/status: %w: %s", err, text)
+		if err := g.denia.Call(ctx, http.MethodGet, "/v1/registry/status", nil, &holds); err != nil {
+			return false, err
 		}
 		// A layer for each image and the neighbour, and one config for all.
-		if status == 202 && holds.Manifests <= manifests+1 && holds.Blobs <= manifests+2 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the collection leaves %d manifests and %d blobs", holds.Manifests, holds.Blobs)
-		}
-		if err := sleep(ctx, 300*time.Millisecond); err != nil {
-			return err
-		}
-	}
+		return collected == http.StatusAccepted && holds.Manifests <= manifests+1 && holds.Blobs <= manifests+2, nil
+	})
 }
 
 // probe asks for a manifest and writes one, in turn, until work has ended. It
@@ -159,23 +149,22 @@ func (g *registry) probe(ctx context.Context, content []byte, work func() error)
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := dial(ctx, g.address)
+	l, err := dial(ctx, g.Address)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer l.Close()
 	path := g.repo("neighbour") + "/manifests/v1"
-	asks := request("HEAD", g.address, path, secret, nil, "")
-	puts := request("PUT", g.address, path, secret, content, imageType)
+	asks := request("HEAD", g.Address, path, secret, nil, "")
+	puts := request("PUT", g.Address, path, secret, content, imageType)
 	done := make(chan error, 1)
 	go func() { done <- work() }()
 	for {
 		select {
 		case err := <-done:
 			return head, put, err
-		default:
+		case <-time.After(4 * time.Millisecond):
 		}
-		time.Sleep(4 * time.Millisecond)
 		began := time.Now()
 		if _, err = l.ask(asks, "200"); err == nil {
 			head = append(head, time.Since(began))

@@ -1,10 +1,7 @@
 // Command registrybench measures Denia's registry beside Debian's
 // docker-registry, nginx and Caddy's file_server, on one machine in one run.
 //
-// Each figure is the median of several rounds, and the order within a round
-// turns from one round to the next, so that what else the machine does falls
-// on all alike. What can be relied on is CPU time, which the kernel accounts
-// per process; MB/s and requests a second compare only within one run.
+// How it measures, and what can be relied on, is told in package bench.
 package main
 
 import (
@@ -16,11 +13,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
 type options struct {
@@ -38,7 +36,7 @@ type options struct {
 }
 
 // What the project promises is measured with these.
-var full = options{rounds: 5, size: 1 << 30, seconds: 3, tags: 3000, images: 1500, smallBlobs: 60}
+var full = options{rounds: 5, size: 1 << 30, seconds: 2, tags: 3000, images: 1000, smallBlobs: 60}
 
 func main() {
 	o := full
@@ -64,7 +62,7 @@ func main() {
 	if *smallest != "" {
 		err = serveSmallest(ctx, *smallest, o.within)
 	} else {
-		err = run(ctx, o)
+		err = measure(ctx, o)
 	}
 	stop()
 	if err != nil {
@@ -90,30 +88,30 @@ func parseSize(s string) (int64, error) {
 	return n, nil
 }
 
-// bench is one run.
-type bench struct {
+// run is one run.
+type run struct {
 	options
-	dir    string
-	denia  *registry
-	docker *registry // Debian's docker-registry
-	nginx  *process
-	caddy  *process // file_server
-	large  *source
-	report *report
+	servers bench.Servers
+	denia   *registry
+	docker  *registry // Debian's docker-registry
+	nginx   *bench.Process
+	caddy   *bench.Process // file_server
+	large   *source
+	report  *bench.Report
 }
 
 // measurements are the parts of a run, in order.
 var measurements = []struct {
 	name string
-	run  func(*bench, context.Context) error
+	run  func(*run, context.Context) error
 }{
-	{"push", (*bench).pushes},
-	{"parallel", (*bench).parallelPushes},
-	{"get", (*bench).gets},
-	{"durable", (*bench).durable},
-	{"image", (*bench).image},
-	{"requests", (*bench).requests},
-	{"collection", (*bench).collection},
+	{"push", (*run).pushes},
+	{"parallel", (*run).parallelPushes},
+	{"get", (*run).gets},
+	{"durable", (*run).durable},
+	{"image", (*run).image},
+	{"requests", (*run).requests},
+	{"collection", (*run).collection},
 }
 
 func parts() (names []string) {
@@ -123,24 +121,21 @@ func parts() (names []string) {
 	return names
 }
 
-func run(ctx context.Context, o options) (err error) {
-	b := &bench{options: o}
-	if b.options.denia, err = filepath.Abs(o.denia); err != nil {
+func measure(ctx context.Context, o options) (err error) {
+	b := &run{options: o}
+	if b.servers.Program, err = filepath.Abs(o.denia); err != nil {
 		return err
 	}
-	if b.dir, err = os.MkdirTemp(o.within, "registrybench-"); err != nil {
+	if b.servers.Dir, err = os.MkdirTemp(o.within, "registrybench-"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(b.dir)
-	b.report = newReport(ctx, o, b.dir)
-
-	ctx, cancel := context.WithCancel(ctx)
-	defer b.stop()
-	defer cancel()
+	defer os.RemoveAll(b.servers.Dir)
+	b.report = bench.NewReport(ctx, b.servers.Dir, o.settings(), "docker-registry", "nginx")
+	defer b.servers.End()
 	if err := b.start(ctx); err != nil {
 		return err
 	}
-	if b.large, err = newSource(filepath.Join(b.dir, "large"), o.size); err != nil {
+	if b.large, err = newSource(b.file("large"), o.size); err != nil {
 		return err
 	}
 	for _, m := range measurements {
@@ -151,37 +146,27 @@ func run(ctx context.Context, o options) (err error) {
 		if err := m.run(b, ctx); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
-		b.say("%s took %.0f s", m.name, time.Since(began).Seconds())
+		bench.Say("%s took %.0f s", m.name, time.Since(began).Seconds())
 	}
-	return b.report.write(o.out)
+	return b.write()
 }
 
-func (b *bench) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
+// file is the path of a file of the run's.
+func (b *run) file(name string) string { return filepath.Join(b.servers.Dir, name) }
+
+// inTurns measures the items in rounds.
+func (b *run) inTurns(ctx context.Context, items []bench.Item) error {
+	return b.manyTurns(ctx, b.rounds, items)
 }
 
-// item is something to measure in each round.
-type item struct {
-	measure string
-	of      string // whose figure this is
-	run     func(context.Context) (sample, error)
-}
-
-// inTurns measures the items in rounds, each beginning with another one.
-func (b *bench) inTurns(ctx context.Context, items []item) error {
-	for round := range b.rounds {
-		order := slices.Concat(items[round%len(items):], items[:round%len(items)])
-		for _, i := range order {
+func (b *run) manyTurns(ctx context.Context, rounds int, items []bench.Item) error {
+	for i, item := range items {
+		items[i].Run = func(ctx context.Context) (bench.Sample, error) {
 			// What one has written is not to be on its way to the disk while the
 			// next is measured.
 			syscall.Sync()
-			s, err := i.run(ctx)
-			if err != nil {
-				return fmt.Errorf("%s of %s: %w", i.measure, i.of, err)
-			}
-			b.say("%d/%d %-34s %-16s %s", round+1, b.rounds, i.measure, i.of, s)
-			b.report.add(i.measure, i.of, s)
+			return item.Run(ctx)
 		}
 	}
-	return nil
+	return b.report.InTurns(ctx, rounds, items)
 }

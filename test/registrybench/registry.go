@@ -16,16 +16,18 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
 // registry is a server that speaks the distribution specification, and a
 // client of it.
 type registry struct {
-	*process
-	data     string // where it stores
-	prefix   string // of the repositories' names
-	password string // of the user admin; empty: everybody may do everything
-	http     *http.Client
+	*bench.Process
+	denia  *bench.Denia // nil for the others, where everybody may do everything
+	data   string       // where it stores
+	prefix string       // of the repositories' names
+	http   *http.Client
 
 	// remove deletes blobs no manifest needs, and returns when their space is
 	// free: what that costs belongs to no measurement.
@@ -49,7 +51,7 @@ func (g *registry) connect() {
 	}}
 }
 
-func (g *registry) url(path string) string { return "http://" + g.address + path }
+func (g *registry) url(path string) string { return "http://" + g.Address + path }
 
 // repo is the path of a repository, "/v2/<name>".
 func (g *registry) repo(name string) string { return "/v2/" + g.prefix + name }
@@ -57,7 +59,7 @@ func (g *registry) repo(name string) string { return "/v2/" + g.prefix + name }
 // bearer returns a token for everything in a repository that is good for the
 // minutes a measurement may take; clients keep theirs, too. Empty: none needed.
 func (g *registry) bearer(ctx context.Context, name string) (string, error) {
-	if g.password == "" {
+	if g.denia == nil {
 		return "", nil
 	}
 	g.mu.Lock()
@@ -65,12 +67,12 @@ func (g *registry) bearer(ctx context.Context, name string) (string, error) {
 	if t := g.tokens[name]; time.Since(t.at) < 2*time.Minute {
 		return t.text, nil
 	}
-	query := url.Values{"service": {g.address}, "scope": {"repository:" + g.prefix + name + ":pull,push,delete"}}
+	query := url.Values{"service": {g.Address}, "scope": {"repository:" + g.prefix + name + ":pull,push,delete"}}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, g.url("/v2/token?"+query.Encode()), nil)
 	if err != nil {
 		return "", err
 	}
-	r.SetBasicAuth("admin", g.password)
+	r.SetBasicAuth("admin", g.denia.Token)
 	reply, err := g.http.Do(r)
 	if err != nil {
 		return "", err
@@ -78,7 +80,7 @@ func (g *registry) bearer(ctx context.Context, name string) (string, error) {
 	defer reply.Body.Close()
 	var issued struct{ Token string }
 	if err := json.NewDecoder(reply.Body).Decode(&issued); err != nil || issued.Token == "" {
-		return "", fmt.Errorf("no token from %s: %s: %w", g.name, reply.Status, err)
+		return "", fmt.Errorf("no token from %s: %s: %w", g.Name, reply.Status, err)
 	}
 	g.tokens[name] = token{issued.Token, time.Now()}
 	return issued.Token, nil
@@ -243,23 +245,14 @@ func (g *registry) removeFromDenia(ctx context.Context, name string, all []diges
 			return err
 		}
 	}
-	for deadline := time.Now().Add(time.Minute); ; {
-		left := 0
+	return bench.Until(ctx, time.Minute, 50*time.Millisecond, "the deleted blobs are off the disk", func() (bool, error) {
 		for _, d := range all {
 			if g.find(d) != "" {
-				left++
+				return false, nil
 			}
 		}
-		if left == 0 {
-			return sleep(ctx, 200*time.Millisecond)
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%d of %d deleted blobs are still on disk", left, len(all))
-		}
-		if err := sleep(ctx, 50*time.Millisecond); err != nil {
-			return err
-		}
-	}
+		return true, nil
+	})
 }
 
 // find returns the path of a blob, empty if there is none: a file or directory

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
 const connections = 32
@@ -30,7 +32,7 @@ func typical(config descriptor, layers []descriptor, tag string) []byte {
 }
 
 // requests measures small requests on kept connections.
-func (b *bench) requests(ctx context.Context) error {
+func (b *run) requests(ctx context.Context) error {
 	tags := make([]string, b.tags)
 	for i := range tags {
 		tags[i] = fmt.Sprintf("t%04d", i)
@@ -60,16 +62,16 @@ func (b *bench) requests(ctx context.Context) error {
 		}); err != nil {
 			return err
 		}
-		b.say("%s took %.1f s for %d tags", g.name, time.Since(began).Seconds(), len(tags))
+		bench.Say("%s took %.1f s for %d tags", g.Name, time.Since(began).Seconds(), len(tags))
 	}
 	if err := os.WriteFile(filepath.Join(b.static(), "manifest.json"), content, 0o600); err != nil {
 		return err
 	}
 
-	ask := func(measure, method string, p *process, paths ...string) item {
-		return item{measure, p.name, func(ctx context.Context) (sample, error) {
+	ask := func(measure, method string, p *bench.Process, paths ...string) bench.Item {
+		return bench.Item{Measure: measure, Of: p.Name, Run: func(ctx context.Context) (bench.Sample, error) {
 			secret := ""
-			if p == b.denia.process {
+			if p == b.denia.Process {
 				name, _, _ := strings.Cut(strings.TrimPrefix(paths[0], "/v2/"+b.denia.prefix), "/")
 				var err error
 				if secret, err = b.denia.bearer(ctx, name); err != nil {
@@ -78,21 +80,21 @@ func (b *bench) requests(ctx context.Context) error {
 			}
 			var requests [][]byte
 			for _, path := range paths {
-				requests = append(requests, request(method, p.address, path, secret, nil, ""))
+				requests = append(requests, request(method, p.Address, path, secret, nil, ""))
 			}
 			var took []time.Duration
-			s, err := p.measured(func() (err error) {
-				took, err = flood(ctx, p.address, requests, connections, b.seconds)
+			s, err := measured(p, func() (err error) {
+				took, err = flood(ctx, p.Address, requests, connections, b.seconds)
 				return err
 			})
 			if err != nil {
 				return nil, err
 			}
-			return s.perRequest(len(took)).latencies("", took), nil
+			return perRequest(s, len(took)).Latencies("", took), nil
 		}}
 	}
-	var items []item
-	for _, p := range []*process{b.nginx, b.caddy} {
+	var items []bench.Item
+	for _, p := range []*bench.Process{b.nginx, b.caddy} {
 		items = append(items, ask(mHead, "HEAD", p, "/manifest.json"), ask(mGetTag, "GET", p, "/manifest.json"))
 	}
 	for _, g := range []*registry{b.denia, b.docker} {
@@ -102,8 +104,8 @@ func (b *bench) requests(ctx context.Context) error {
 			all[i] = many + tag
 		}
 		items = append(items,
-			ask(mHead, "HEAD", g.process, few), ask(mHeadMany, "HEAD", g.process, all[len(all)/2]),
-			ask(mHeadTurn, "HEAD", g.process, all...), ask(mGetTag, "GET", g.process, few))
+			ask(mHead, "HEAD", g.Process, few), ask(mHeadMany, "HEAD", g.Process, all[len(all)/2]),
+			ask(mHeadTurn, "HEAD", g.Process, all...), ask(mGetTag, "GET", g.Process, few))
 	}
 	return b.inTurns(ctx, items)
 }

@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"strconv"
 	"time"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
 // A line of strace's: "17 sendfile(12, 14, NULL, 4194304) = 2531220", or the
@@ -22,7 +24,7 @@ var syscallLine = regexp.MustCompile(`\b(sendfile|splice|writev?|sendto)(?:\(| r
 // call, in MiB, and how many calls of sendfile that were. sendfile copies from
 // the file to the socket inside the kernel; whatever a server reads and writes
 // itself shows as write.
-func (p *process) traced(ctx context.Context, work func() error) (s sample, err error) {
+func traced(ctx context.Context, p *bench.Process, work func() error) (s bench.Sample, err error) {
 	program, err := exec.LookPath("strace")
 	if err != nil {
 		return nil, errors.New("strace is not installed")
@@ -34,7 +36,7 @@ func (p *process) traced(ctx context.Context, work func() error) (s sample, err 
 	defer os.RemoveAll(dir)
 	out := filepath.Join(dir, "calls")
 	args := []string{"-f", "-q", "-e", "trace=sendfile,splice,write,writev,sendto", "-e", "signal=none", "-s", "0", "-o", out}
-	for _, pid := range p.family() {
+	for _, pid := range bench.Family(p.PID()) {
 		args = append(args, "-p", strconv.Itoa(pid))
 	}
 	var said bytes.Buffer
@@ -55,19 +57,22 @@ func (p *process) traced(ctx context.Context, work func() error) (s sample, err 
 			s, err = readTrace(out)
 		}
 	}()
-	for !p.isTraced() {
+	if err := bench.Until(ctx, 10*time.Second, 10*time.Millisecond, "strace traces every thread", func() (bool, error) {
 		select {
 		case <-ended:
-			return nil, fmt.Errorf("strace: %s", said.String())
-		case <-time.After(10 * time.Millisecond):
+			return false, fmt.Errorf("strace: %s", said.String())
+		default:
+			return isTraced(p), nil
 		}
+	}); err != nil {
+		return nil, err
 	}
 	return nil, work()
 }
 
 // isTraced tells whether all threads are.
-func (p *process) isTraced() bool {
-	for _, pid := range p.family() {
+func isTraced(p *bench.Process) bool {
+	for _, pid := range bench.Family(p.PID()) {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 		if err != nil {
 			return false
@@ -81,13 +86,13 @@ func (p *process) isTraced() bool {
 	return true
 }
 
-func readTrace(path string) (sample, error) {
+func readTrace(path string) (bench.Sample, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	s := sample{"sendfile_mib": 0, "sendfile_calls": 0, "other_mib": 0}
+	s := bench.Sample{"sendfile_mib": 0, "sendfile_calls": 0, "other_mib": 0}
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		found := syscallLine.FindStringSubmatch(lines.Text())
@@ -99,10 +104,10 @@ func readTrace(path string) (sample, error) {
 			return nil, err
 		}
 		if found[1] == "sendfile" {
-			s["sendfile_mib"] += mib(n)
+			s["sendfile_mib"] += bench.MiB(n)
 			s["sendfile_calls"]++
 		} else {
-			s["other_mib"] += mib(n)
+			s["other_mib"] += bench.MiB(n)
 		}
 	}
 	return s, lines.Err()

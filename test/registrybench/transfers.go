@@ -18,39 +18,27 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/denia-paas/denia/test/bench"
 )
 
-// Names of what is measured; the report looks for them.
-const (
-	mHash       = "sha256 alone"
-	mPush       = "push, POST+PUT"
-	mStream     = "push, POST+PATCH+PUT"
-	mParallel   = "push, 4 at once"
-	mGet        = "GET blob"
-	mDurable    = "push of 64 KiB"
-	mImagePush  = "image of ten layers, push"
-	mImagePull  = "image of ten layers, pull"
-	mHead       = "HEAD by tag"
-	mGetTag     = "GET by tag"
-	mHeadMany   = "HEAD by tag, one of many"
-	mHeadTurn   = "HEAD by tag, many in turn"
-	mQuiet      = "neighbour, quiet"
-	mDeleting   = "neighbour, during the deletes"
-	mCollecting = "neighbour, during the collection"
-)
+// transfers of a large blob are what one sample of a GET measures.
+const transfers = 4
 
 // pushes measures one large blob, beside the hash alone and beside the smallest
 // handler.
-func (b *bench) pushes(ctx context.Context) error {
-	small, err := b.startSmallest(ctx, b.dir)
+func (b *run) pushes(ctx context.Context) error {
+	small, err := b.startSmallest(ctx)
 	if err != nil {
 		return err
 	}
-	defer small.end()
-	items := []item{{mHash, thisProgram, b.hash}}
+	defer small.End()
+	items := []bench.Item{{Measure: mHash, Of: thisProgram, Run: b.hash}}
 	for _, g := range []*registry{small, b.denia, b.docker} {
-		for measure, streamed := range map[string]bool{mPush: false, mStream: true} {
-			items = append(items, item{measure, g.name, func(ctx context.Context) (sample, error) { return b.push(ctx, g, streamed) }})
+		for _, measure := range []string{mPush, mStream} {
+			items = append(items, bench.Item{Measure: measure, Of: g.Name, Run: func(ctx context.Context) (bench.Sample, error) {
+				return b.push(ctx, g, measure == mStream)
+			}})
 		}
 	}
 	return b.inTurns(ctx, items)
@@ -58,12 +46,12 @@ func (b *bench) pushes(ctx context.Context) error {
 
 // hash hashes as many bytes as are pushed, from a buffer that stays in the
 // processor's cache.
-func (b *bench) hash(context.Context) (sample, error) {
+func (b *run) hash(context.Context) (bench.Sample, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	piece := make([]byte, 256<<10)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(piece) // never fails
-	before, err := ownCPU(rusageThread)
+	before, err := bench.ThreadCPU()
 	if err != nil {
 		return nil, err
 	}
@@ -73,14 +61,14 @@ func (b *bench) hash(context.Context) (sample, error) {
 		_, _ = hash.Write(piece) // never fails (hash.Hash)
 	}
 	wall := time.Since(began)
-	after, err := ownCPU(rusageThread)
+	after, err := bench.ThreadCPU()
 	if err != nil {
 		return nil, err
 	}
-	return sample{"wall_s": wall.Seconds(), "cpu_s": (after - before).Seconds()}.perGiB(b.size), nil
+	return perGiB(bench.Sample{"wall_s": wall.Seconds(), "cpu_s": (after - before).Seconds()}, b.size), nil
 }
 
-func (b *bench) push(ctx context.Context, g *registry, streamed bool) (sample, error) {
+func (b *run) push(ctx context.Context, g *registry, streamed bool) (bench.Sample, error) {
 	body, d, err := b.large.next()
 	if err != nil {
 		return nil, err
@@ -92,7 +80,7 @@ func (b *bench) push(ctx context.Context, g *registry, streamed bool) (sample, e
 	if err := warm(b.size); err != nil {
 		return nil, err
 	}
-	s, err := g.measured(func() error {
+	s, err := measured(g.Process, func() error {
 		if streamed {
 			return g.stream(ctx, "push", d, body)
 		}
@@ -101,22 +89,22 @@ func (b *bench) push(ctx context.Context, g *registry, streamed bool) (sample, e
 	if err != nil {
 		return nil, err
 	}
-	return s.perGiB(b.size), g.remove(ctx, "push", []digest.Digest{d})
+	return perGiB(s, b.size), g.remove(ctx, "push", []digest.Digest{d})
 }
 
 // parallelPushes measures four blobs at once, a quarter of the large one each.
-func (b *bench) parallelPushes(ctx context.Context) error {
+func (b *run) parallelPushes(ctx context.Context) error {
 	const clients = 4
 	var sources []*source
 	for i := range clients {
-		source, err := newSource(filepath.Join(b.dir, fmt.Sprint("part", i)), b.size/clients)
+		source, err := newSource(b.file(fmt.Sprint("part", i)), b.size/clients)
 		if err != nil {
 			return err
 		}
 		defer os.Remove(source.path)
 		sources = append(sources, source)
 	}
-	push := func(ctx context.Context, g *registry) (sample, error) {
+	push := func(ctx context.Context, g *registry) (bench.Sample, error) {
 		var digests []digest.Digest
 		var bodies []*os.File
 		for _, source := range sources {
@@ -133,7 +121,7 @@ func (b *bench) parallelPushes(ctx context.Context) error {
 		if err := warm(b.size); err != nil {
 			return nil, err
 		}
-		s, err := g.measured(func() error {
+		s, err := measured(g.Process, func() error {
 			return together(clients, func(i int) error {
 				return g.push(ctx, "parallel", digests[i], bodies[i], sources[i].size)
 			})
@@ -141,11 +129,11 @@ func (b *bench) parallelPushes(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		return s.perGiB(b.size), g.remove(ctx, "parallel", digests)
+		return perGiB(s, b.size), g.remove(ctx, "parallel", digests)
 	}
-	var items []item
+	var items []bench.Item
 	for _, g := range []*registry{b.denia, b.docker} {
-		items = append(items, item{mParallel, g.name, func(ctx context.Context) (sample, error) { return push(ctx, g) }})
+		items = append(items, bench.Item{Measure: mParallel, Of: g.Name, Run: func(ctx context.Context) (bench.Sample, error) { return push(ctx, g) }})
 	}
 	return b.inTurns(ctx, items)
 }
@@ -189,43 +177,55 @@ func (g *registry) publish(ctx context.Context, name string, source *source) (st
 
 // gets measures the download of a large blob. The web servers serve the very
 // file that Denia has, so that all send the same pages.
-func (b *bench) gets(ctx context.Context) error {
-	paths := map[*process]string{b.nginx: "/blob", b.caddy: "/blob"}
+func (b *run) gets(ctx context.Context) error {
+	paths := map[*bench.Process]string{b.nginx: "/blob", b.caddy: "/blob"}
 	for _, g := range []*registry{b.denia, b.docker} {
 		path, d, err := g.publish(ctx, "get", b.large)
 		if err != nil {
 			return err
 		}
-		paths[g.process] = path
+		paths[g.Process] = path
 		if g != b.denia {
 			continue
 		}
 		file := g.find(d)
 		if file == "" {
-			return fmt.Errorf("no file in %s's data is called like the blob", g.name)
+			return fmt.Errorf("no file in %s's data is called like the blob", g.Name)
 		}
 		if err := os.Link(file, filepath.Join(b.static(), "blob")); err != nil {
 			return err
 		}
 	}
-	get := func(ctx context.Context, p *process, times int) (sample, error) {
+	get := func(ctx context.Context, p *bench.Process, times int) (bench.Sample, error) {
 		secret := ""
-		if p == b.denia.process {
+		if p == b.denia.Process {
 			var err error
 			if secret, err = b.denia.bearer(ctx, "get"); err != nil {
 				return nil, err
 			}
 		}
-		l, err := dial(ctx, p.address)
+		l, err := dial(ctx, p.Address)
 		if err != nil {
 			return nil, err
 		}
 		defer l.Close()
-		ask := request("GET", p.address, paths[p], secret, nil, "")
-		s, err := p.measured(func() error {
+		ask := request("GET", p.Address, paths[p], secret, nil, "")
+		work := func() error {
+			length, err := l.ask(ask, "200")
+			if err == nil && length != b.size {
+				err = fmt.Errorf("%d bytes came of %d", length, b.size)
+			}
+			return err
+		}
+		if times > 1 { // the first has the connection and the pages warm
+			if err := work(); err != nil {
+				return nil, err
+			}
+		}
+		s, err := measured(p, func() error {
 			for range times {
-				if length, err := l.ask(ask, "200"); err != nil || length != b.size {
-					return fmt.Errorf("%d bytes came of %d: %w", length, b.size, err)
+				if err := work(); err != nil {
+					return err
 				}
 			}
 			return nil
@@ -233,45 +233,47 @@ func (b *bench) gets(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		return s.perGiB(b.size * int64(times)), nil
+		return perGiB(s, b.size*int64(times)), nil
 	}
-	var items []item
-	for _, p := range []*process{b.nginx, b.denia.process, b.caddy, b.docker.process} {
-		if _, err := get(ctx, p, 1); err != nil { // everything is in memory from now on
-			return fmt.Errorf("%s: %w", p.name, err)
-		}
-		items = append(items, item{mGet, p.name, func(ctx context.Context) (sample, error) { return get(ctx, p, 3) }})
+	var items []bench.Item
+	for _, p := range []*bench.Process{b.nginx, b.denia.Process, b.caddy, b.docker.Process} {
+		items = append(items, bench.Item{Measure: mGet, Of: p.Name, Run: func(ctx context.Context) (bench.Sample, error) { return get(ctx, p, transfers) }})
 	}
-	if err := b.inTurns(ctx, items); err != nil {
+	// Those that a promise compares are measured twice in each round, one time
+	// in this order and one time in the other.
+	if err := b.manyTurns(ctx, 2*b.rounds, items[:2]); err != nil {
 		return err
 	}
-	for _, p := range []*process{b.denia.process, b.caddy, b.nginx} {
-		sent, err := p.traced(ctx, func() error {
+	if err := b.inTurns(ctx, items[2:]); err != nil {
+		return err
+	}
+	for _, p := range []*bench.Process{b.denia.Process, b.caddy, b.nginx} {
+		sent, err := traced(ctx, p, func() error {
 			_, err := get(ctx, p, 1)
 			return err
 		})
 		if err != nil {
-			b.say("how %s sends is unknown: %v", p.name, err)
+			bench.Say("how %s sends is unknown: %v", p.Name, err)
 			continue
 		}
-		b.say("%s sends: %s", p.name, sent)
-		b.report.add(mTrace, p.name, sent)
+		bench.Say("%s sends: %s", p.Name, sent)
+		b.report.Add(mTrace, p.Name, sent)
 	}
 	return nil
 }
 
 // durable measures small blobs, one after the other: each 201 says that it is
 // on the disk.
-func (b *bench) durable(ctx context.Context) error {
+func (b *run) durable(ctx context.Context) error {
 	noise := rand.NewChaCha8([32]byte{1, byte(time.Now().UnixNano())})
-	push := func(ctx context.Context, g *registry) (sample, error) {
+	push := func(ctx context.Context, g *registry) (bench.Sample, error) {
 		content := make([]byte, 64<<10)
 		digests := make([]digest.Digest, 0, b.smallBlobs)
 		took := make([]time.Duration, 0, b.smallBlobs)
 		if _, err := g.bearer(ctx, "durable"); err != nil {
 			return nil, err
 		}
-		s, err := g.measured(func() error {
+		s, err := measured(g.Process, func() error {
 			for range b.smallBlobs {
 				_, _ = noise.Read(content) // never fails
 				began := time.Now()
@@ -287,18 +289,18 @@ func (b *bench) durable(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		return s.latencies("", took), g.remove(ctx, "durable", digests)
+		return s.Latencies("", took), g.remove(ctx, "durable", digests)
 	}
-	items := []item{{mDurable, thisProgram, b.durableFiles}}
+	items := []bench.Item{{Measure: mDurable, Of: thisProgram, Run: b.durableFiles}}
 	for _, g := range []*registry{b.denia, b.docker} {
-		items = append(items, item{mDurable, g.name, func(ctx context.Context) (sample, error) { return push(ctx, g) }})
+		items = append(items, bench.Item{Measure: mDurable, Of: g.Name, Run: func(ctx context.Context) (bench.Sample, error) { return push(ctx, g) }})
 	}
 	return b.inTurns(ctx, items)
 }
 
 // durableFiles writes files as carefully as a registry has to.
-func (b *bench) durableFiles(context.Context) (sample, error) {
-	dir := filepath.Join(b.dir, "files")
+func (b *run) durableFiles(context.Context) (bench.Sample, error) {
+	dir := b.file("files")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -313,7 +315,7 @@ func (b *bench) durableFiles(context.Context) (sample, error) {
 		}
 		took = append(took, time.Since(began))
 	}
-	return sample{}.latencies("", took), nil
+	return bench.Sample{}.Latencies("", took), nil
 }
 
 func writeDurably(temporary, path string, content []byte) error {
@@ -341,18 +343,18 @@ func writeDurably(temporary, path string, content []byte) error {
 
 // image pushes and pulls an image of ten layers with a real client, which
 // checks what it gets.
-func (b *bench) image(ctx context.Context) error {
+func (b *run) image(ctx context.Context) error {
 	const layers = 10
 	each := b.size / 46 // 22 MiB of 1 GiB, about what images have
 	round := 0
-	var items []item
+	var items []bench.Item
 	for _, g := range []*registry{b.denia, b.docker} {
 		auth := remote.WithAuth(authn.Anonymous)
-		if g.password != "" {
-			auth = remote.WithAuth(&authn.Basic{Username: "admin", Password: g.password})
+		if g.denia != nil {
+			auth = remote.WithAuth(&authn.Basic{Username: "admin", Password: g.denia.Token})
 		}
 		var pushed name.Reference
-		push := func(ctx context.Context) (sample, error) {
+		push := func(ctx context.Context) (bench.Sample, error) {
 			image, err := random.Image(each, layers)
 			if err != nil {
 				return nil, err
@@ -361,22 +363,22 @@ func (b *bench) image(ctx context.Context) error {
 				return nil, err
 			}
 			round++
-			if pushed, err = name.ParseReference(fmt.Sprintf("%s/%simage:r%d", g.address, g.prefix, round)); err != nil {
+			if pushed, err = name.ParseReference(fmt.Sprintf("%s/%simage:r%d", g.Address, g.prefix, round)); err != nil {
 				return nil, err
 			}
-			s, err := g.measured(func() error { return remote.Write(pushed, image, auth, remote.WithContext(ctx)) })
+			s, err := measured(g.Process, func() error { return remote.Write(pushed, image, auth, remote.WithContext(ctx)) })
 			if err != nil {
 				return nil, err
 			}
-			return s.perGiB(each * layers), nil
+			return perGiB(s, each*layers), nil
 		}
-		pull := func(ctx context.Context) (sample, error) {
+		pull := func(ctx context.Context) (bench.Sample, error) {
 			if pushed == nil {
 				if _, err := push(ctx); err != nil {
 					return nil, err
 				}
 			}
-			s, err := g.measured(func() error {
+			s, err := measured(g.Process, func() error {
 				image, err := remote.Image(pushed, auth, remote.WithContext(ctx))
 				if err != nil {
 					return err
@@ -397,9 +399,9 @@ func (b *bench) image(ctx context.Context) error {
 			if err != nil {
 				return nil, err
 			}
-			return s.perGiB(each * layers), nil
+			return perGiB(s, each*layers), nil
 		}
-		items = append(items, item{mImagePush, g.name, push}, item{mImagePull, g.name, pull})
+		items = append(items, bench.Item{Measure: mImagePush, Of: g.Name, Run: push}, bench.Item{Measure: mImagePull, Of: g.Name, Run: pull})
 	}
 	return b.inTurns(ctx, items)
 }

@@ -78,6 +78,7 @@ func handler(ctx context.Context) http.Handler {
 		fmt.Fprintf(w, "%d %x", n, sum.Sum(nil))
 	})
 	protocols(mux)
+	hostile(mux)
 	mux.HandleFunc("/env", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getenv(r.URL.Query().Get("key"))) })
 	mux.HandleFunc("/host", func(w http.ResponseWriter, r *http.Request) {
 		name, _ := os.Hostname()
@@ -113,11 +114,15 @@ func handler(ctx context.Context) http.Handler {
 	})
 	mux.HandleFunc("/sse", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
+		ms, err := strconv.Atoi(r.URL.Query().Get("ms"))
+		if err != nil {
+			ms = 50
+		}
 		for n := 0; ; n++ {
 			fmt.Fprintf(w, "data: %d\n\n", n)
 			_ = http.NewResponseController(w).Flush()
 			select {
-			case <-time.After(50 * time.Millisecond):
+			case <-time.After(time.Duration(ms) * time.Millisecond):
 			case <-r.Context().Done():
 				return
 			case <-ctx.Done():
