@@ -161,14 +161,20 @@ type scarceStorage struct {
 
 func (s scarceStorage) Free(context.Context) (int64, error) { return s.free.Load(), nil }
 
+// newScarceWorld is a cacheWorld that has plenty of space, until the test says
+// otherwise.
+func newScarceWorld(t *testing.T, cacheBytes int64) (*cacheWorld, *atomic.Int64) {
+	free := new(atomic.Int64)
+	free.Store(1 << 40)
+	return newCacheWorld(t, func(c *registry.Config) {
+		c.CacheBytes, c.ReserveBytes = cacheBytes, 1
+		c.Storage = scarceStorage{c.Storage, free}
+	}), free
+}
+
 // What an upstream only announces does not drive out what others need.
 func TestCacheGivesNothingUpForMuchThatIsUnverified(t *testing.T) {
-	var free atomic.Int64
-	free.Store(1 << 40)
-	w := newCacheWorld(t, func(c *registry.Config) {
-		c.CacheBytes, c.ReserveBytes = 400_000, 1
-		c.Storage = scarceStorage{c.Storage, &free}
-	})
+	w, free := newScarceWorld(t, 400_000)
 	image, _ := w.pull("v1", 10_000)
 	w.pass(3 * time.Hour)
 	large, _ := w.up.blob(100_001)
@@ -185,12 +191,7 @@ func TestCacheGivesNothingUpForMuchThatIsUnverified(t *testing.T) {
 }
 
 func TestCacheGivesUpForWhatIsLittle(t *testing.T) {
-	var free atomic.Int64
-	free.Store(1 << 40)
-	w := newCacheWorld(t, func(c *registry.Config) {
-		c.CacheBytes, c.ReserveBytes = 400_000, 1
-		c.Storage = scarceStorage{c.Storage, &free}
-	})
+	w, free := newScarceWorld(t, 400_000)
 	image, _ := w.pull("v1", 10_000)
 	w.pass(3 * time.Hour)
 	small, _ := w.up.blob(100_000)
@@ -224,12 +225,7 @@ func TestCacheMakesRoom(t *testing.T) {
 // Manifests are bytes, too: their number is bounded by the budget, and by the
 // disk.
 func TestCacheCountsManifests(t *testing.T) {
-	var free atomic.Int64
-	free.Store(1 << 40)
-	w := newCacheWorld(t, func(c *registry.Config) {
-		c.CacheBytes, c.ReserveBytes = 20_000, 1
-		c.Storage = scarceStorage{c.Storage, &free}
-	})
+	w, free := newScarceWorld(t, 20_000)
 	_, config := w.up.blob(100)
 	_, layer := w.up.blob(100)
 	for i := range 40 {

@@ -101,6 +101,7 @@ func wantLog(t testing.TB, log string, parts ...string) {
 }
 
 func TestBuildMakesRunnableImage(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	files := map[string]string{
 		"Dockerfile":    "FROM BASE\nARG GREETING=nobody\nCOPY . /src\nRUN echo building; echo \"$GREETING\" > /greeting\nCMD cat /greeting /src/file; ls /src\n",
@@ -122,6 +123,7 @@ func TestBuildMakesRunnableImage(t *testing.T) {
 }
 
 func TestBuildAgainHitsTheCache(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	files := map[string]string{
 		"Dockerfile": "FROM BASE\nCOPY file /file\nRUN cat /file; date +%N > /when\n",
@@ -156,6 +158,7 @@ func TestBuildAgainHitsTheCache(t *testing.T) {
 }
 
 func TestBuildTargetHeredocAndSubdirectory(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	files := map[string]string{
 		"docker/app.Dockerfile": "# syntax=docker/dockerfile:1.7-labs\nFROM BASE AS one\nRUN <<EOF\nset -e\necho from one > /out\nEOF\nCMD cat /out\n" +
@@ -174,6 +177,7 @@ func TestBuildTargetHeredocAndSubdirectory(t *testing.T) {
 }
 
 func TestBuildSecretsReachOnlyTheStep(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	files := map[string]string{
 		"Dockerfile": "FROM BASE\nRUN --mount=type=secret,id=TOKEN wc -c < /run/secrets/TOKEN > /length\nCMD cat /length; ls /run/secrets 2>/dev/null\n",
@@ -204,6 +208,7 @@ func TestBuildSecretsReachOnlyTheStep(t *testing.T) {
 // What a secret left in a step's result is seen by no build of another
 // project, and by none after the secret has changed.
 func TestBuildResultsWithSecretsAreNotShared(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	files := map[string]string{
 		"Dockerfile": "FROM BASE\nRUN --mount=type=secret,id=TOKEN,required=true cp /run/secrets/TOKEN /kept\nCMD cat /kept\n",
@@ -235,6 +240,7 @@ func TestBuildResultsWithSecretsAreNotShared(t *testing.T) {
 
 // A changed file is built anew even where its size and time are the same.
 func TestBuildSeesAChangeThatSizeAndTimeHide(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	for _, text := range []string{"one", "two"} {
 		a, log, err := build(t, e, map[string]string{"Dockerfile": "FROM BASE\nCOPY text /text\nCMD cat /text\n", "text": text}, func(b *platform.Build) {
@@ -255,6 +261,7 @@ func TestBuildSeesAChangeThatSizeAndTimeHide(t *testing.T) {
 }
 
 func TestBuildFailures(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	for _, c := range []struct {
 		name  string
@@ -331,6 +338,7 @@ func processes(t testing.TB, text string) (n int) {
 	return n
 }
 
+// Not beside the others, as it is timed.
 func TestBuildCanceledEndsItsProcesses(t *testing.T) {
 	e := open(t)
 	const mark = "86413"

@@ -15,7 +15,10 @@ func TestRuntimeContract(t *testing.T) {
 		w.Image, w.Digest, w.Config.Command = appImage.Image, appImage.Digest, args
 	}
 	platformtest.Runtime(t, platformtest.Harness{
-		New:    func(t *testing.T) platform.Runtime { return open(t) },
+		New: func(t *testing.T) platform.Runtime {
+			t.Parallel() // each has an instance of its own
+			return open(t)
+		},
 		Serve:  func(w *platform.Workload) { behave(w, "serve") },
 		Exit:   func(w *platform.Workload, code int) { behave(w, "exit", strconv.Itoa(code)) },
 		Broken: func(w *platform.Workload) { behave(w); w.Config.Entrypoint = []string{"/no/such/program"} },

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -41,6 +42,10 @@ var (
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set("4") // they wait for the engine, which has no more than thirty networks to give
+	}
 	fatal := func(doing string, err error) int {
 		fmt.Fprintf(os.Stderr, "%s: %v\nThese tests need a Docker Engine at DOCKER_HOST or %s.\n", doing, err, client.DefaultDockerHost)
 		return 1
@@ -73,7 +78,7 @@ func testMain(m *testing.M) int {
 	}
 	defer removeBuildCache(before)
 
-	compile := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", filepath.Join(dir, "app"), "./testdata/app")
+	compile := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "app"), "./testdata/app")
 	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := compile.CombinedOutput(); err != nil {
 		return fatal("building the test program: "+string(out), err)

@@ -50,6 +50,7 @@ func logText(t testing.TB, e *docker.Engine, id string) string {
 }
 
 func TestReplicaIsDialledWithItsEnvironment(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	w := app(1, "serve")
 	w.Config.Port = 3000
@@ -86,6 +87,7 @@ func TestReplicaIsDialledWithItsEnvironment(t *testing.T) {
 }
 
 func TestReplicaIsBounded(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	w := app(1, "proc")
 	w.Config.User = "1234"
@@ -113,6 +115,7 @@ func TestReplicaIsBounded(t *testing.T) {
 }
 
 func TestMoreCPUThanThereIsLimitsNothing(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	w := app(1, "serve")
 	w.Config.Resources.CPUMillis = 1_000_000
@@ -123,6 +126,7 @@ func TestMoreCPUThanThereIsLimitsNothing(t *testing.T) {
 }
 
 func TestStartFailuresSayWhy(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	for number, c := range []struct {
 		name   string
@@ -164,6 +168,7 @@ func serving(t testing.TB, e *docker.Engine, w platform.Workload) {
 	}
 }
 
+// Not beside the others, as it is timed.
 func TestStopIsGracefulAndBounded(t *testing.T) {
 	e := open(t)
 	w := app(1, "serve")
@@ -218,6 +223,7 @@ func TestStopIsGracefulAndBounded(t *testing.T) {
 }
 
 func TestNetworkIsTheProjects(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	web, client := app(1, "serve"), platformtest.Workload("shop", "client", 1)
 	stranger := platformtest.Workload("blog", "client", 1)
@@ -245,6 +251,7 @@ func TestNetworkIsTheProjects(t *testing.T) {
 }
 
 func TestNetworkIsMadeOnce(t *testing.T) {
+	t.Parallel()
 	// Two Engines of one instance: nothing in this process keeps them apart.
 	a, instance := openNamed(t)
 	b, err := docker.Open(t.Context(), docker.Options{Instance: instance})
@@ -282,6 +289,7 @@ func TestNetworkIsMadeOnce(t *testing.T) {
 }
 
 func TestNetworkRemovedBehindItsBackIsMadeAgain(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	w := app(1, "exit", "0")
 	ensure(t, e, w)
@@ -323,6 +331,7 @@ func create(t testing.TB, like container.InspectResponse, labels map[string]stri
 }
 
 func TestEnsureTakesUpWhatWasCutShort(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	w := app(1, "serve")
 	ensure(t, e, w)
@@ -400,6 +409,7 @@ func TestEnsureTakesUpWhatWasCutShort(t *testing.T) {
 }
 
 func TestInstancesDoNotSeeEachOther(t *testing.T) {
+	t.Parallel()
 	a, b := open(t), open(t)
 	w := app(1, "serve")
 	w.Config.Volumes = []platform.Volume{{Name: "data", Path: "/data"}}
@@ -427,6 +437,7 @@ func TestInstancesDoNotSeeEachOther(t *testing.T) {
 	}
 }
 
+// Not beside the others: a volume is named by its service, which they share.
 func TestVolumesStayUntilRemovedByName(t *testing.T) {
 	e := open(t)
 	volumes := []platform.Volume{{Name: "data", Path: "/data"}}
@@ -464,6 +475,7 @@ func TestVolumesStayUntilRemovedByName(t *testing.T) {
 }
 
 func TestEngineDown(t *testing.T) {
+	t.Parallel()
 	e, err := docker.Open(t.Context(), docker.Options{Host: "unix:///nonexistent/docker.sock", Instance: "down"})
 	if err != nil {
 		t.Fatalf("opening must not fail: %v", err)
@@ -492,6 +504,7 @@ func TestEngineDown(t *testing.T) {
 }
 
 func TestPing(t *testing.T) {
+	t.Parallel()
 	info, err := open(t).Ping(t.Context())
 	if err != nil || info.Version == "" || info.APIVersion == "" || info.Host == "" || info.OS != "linux" {
 		t.Errorf("Ping: %+v, %v", info, err)
@@ -501,6 +514,7 @@ func TestPing(t *testing.T) {
 // A replica that somebody paused, or cut off from its network, is not said to
 // run, and Ensure mends it.
 func TestPausedAndCutOffReplicasAreMended(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	w := app(1, "serve")
 	ensure(t, e, w)

@@ -12,6 +12,7 @@ import (
 )
 
 func TestLogsAreWholeValidLines(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	w := app(2, "output")
 	ensure(t, e, w)
@@ -64,6 +65,7 @@ func TestLogsAreWholeValidLines(t *testing.T) {
 }
 
 func TestLogsResumeWithoutLoss(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	w := app(1, "tick")
 	ensure(t, e, w)
@@ -102,6 +104,7 @@ func TestLogsResumeWithoutLoss(t *testing.T) {
 }
 
 func TestCloseEndsStreams(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	w := app(1, "serve")
 	ensure(t, e, w)

@@ -106,6 +106,7 @@ func (o *outage) open(instance string) *docker.Engine {
 }
 
 func TestEngineGoesAwayAndComesBack(t *testing.T) {
+	t.Parallel()
 	_, instance := openNamed(t)
 	o := newOutage(t)
 	e := o.open(instance)
@@ -145,6 +146,7 @@ func TestEngineGoesAwayAndComesBack(t *testing.T) {
 }
 
 func TestEnsureSurvivesLostAnswers(t *testing.T) {
+	t.Parallel()
 	_, instance := openNamed(t)
 	o := newOutage(t)
 	e := o.open(instance)
@@ -168,6 +170,7 @@ func TestEnsureSurvivesLostAnswers(t *testing.T) {
 	}
 }
 
+// Not beside the others, as it is timed.
 func TestHungEngineDoesNotHoldACanceledCall(t *testing.T) {
 	_, instance := openNamed(t)
 	o := newOutage(t)

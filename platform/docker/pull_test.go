@@ -65,6 +65,7 @@ func push(t *testing.T, ref string) v1.Hash {
 }
 
 func TestPull(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	host := startRegistry(t, nil)
 	ref, tag := host+"/tools/app:7", "denia/"+run+"/pulled:1"
@@ -108,6 +109,7 @@ func TestPull(t *testing.T) {
 }
 
 func TestPullLeavesForeignTagsAlone(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	host := startRegistry(t, nil)
 	ref := host + "/" + run + "/app:latest"
@@ -127,6 +129,7 @@ func TestPullLeavesForeignTagsAlone(t *testing.T) {
 }
 
 func TestPullCanceled(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	asked := make(chan struct{})
 	release := make(chan struct{})
@@ -150,6 +153,7 @@ func TestPullCanceled(t *testing.T) {
 }
 
 func TestPullFailures(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	host := startRegistry(t, nil)
 	push(t, host+"/tools/app:7")
@@ -186,6 +190,7 @@ func TestPullFailures(t *testing.T) {
 }
 
 func TestTags(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	prefix := "denia/" + run + "/tags"
 	a, err := e.Tag(t.Context(), appImage.Digest, prefix+":1")
@@ -251,6 +256,7 @@ func TestTags(t *testing.T) {
 }
 
 func TestTagsBelongToAnInstance(t *testing.T) {
+	t.Parallel()
 	a, b := open(t), open(t)
 	tag := "denia/" + run + "/shared:1"
 	first, log, err := build(t, a, map[string]string{"Dockerfile": "FROM BASE\nRUN echo UNIQUE > /first\n"},

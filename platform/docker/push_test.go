@@ -38,6 +38,7 @@ func (g *guarded) wrap(inner http.Handler) http.Handler {
 }
 
 func TestPushAndPullBack(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	var g guarded
 	host := startRegistry(t, g.wrap)
@@ -95,6 +96,7 @@ func TestPushAndPullBack(t *testing.T) {
 
 // A tag is pulled, too, and leaves nothing but Denia's own.
 func TestPullWithCredentials(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	var g guarded
 	var host string
@@ -138,6 +140,7 @@ func TestPullWithCredentials(t *testing.T) {
 }
 
 func TestPushFailures(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	var g guarded
 	private := startRegistry(t, g.wrap)

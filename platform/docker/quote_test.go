@@ -13,6 +13,7 @@ import (
 // A reference may name any host and port the engine reaches. What a stranger's
 // server says there is not shown to whoever deploys.
 func TestPullDoesNotQuoteStrangers(t *testing.T) {
+	t.Parallel()
 	e := open(t)
 	for _, status := range []int{http.StatusNotFound, http.StatusForbidden, http.StatusInternalServerError, http.StatusBadGateway} {
 		host := startRegistry(t, func(http.Handler) http.Handler {

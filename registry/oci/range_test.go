@@ -13,43 +13,40 @@ import (
 )
 
 func TestRanges(t *testing.T) {
-	whole := errors.New("whole")
-	for _, c := range []struct {
-		header        string
-		size          int64
-		start, length int64
-		err           error // whole: everything is sent
-	}{
-		{"bytes=500-1499", 2048, 500, 1000, nil},
-		{"bytes=500-", 2048, 500, 1548, nil},
-		{"bytes=-500", 2048, 1548, 500, nil},
-		{"bytes=-5000", 2048, 0, 2048, nil},
-		{"bytes=2000-5000", 2048, 2000, 48, nil},
-		{"bytes=0-", 2048, 0, 2048, nil},
-		{"bytes=0-0", 1, 0, 1, nil},
-		{"bytes= 1-2 ", 10, 1, 2, nil},
-		{"bytes=0-9223372036854775807", 10, 0, 10, nil},
-		{"bytes=500-0", 2048, 0, 0, oci.ErrUnsatisfiable},
-		{"bytes=5000-10000", 2048, 0, 0, oci.ErrUnsatisfiable},
-		{"bytes=2048-", 2048, 0, 0, oci.ErrUnsatisfiable},
-		{"bytes=-0", 2048, 0, 0, oci.ErrUnsatisfiable},
-		{"bytes=0-", 0, 0, 0, whole},
-		{"", 10, 0, 0, whole},
-		{"bytes=", 10, 0, 0, whole},
-		{"bytes=-", 10, 0, 0, whole},
-		{"bytes=a-b", 10, 0, 0, whole},
-		{"bytes=+1-2", 10, 0, 0, whole},
-		{"bytes=1-2,4-5", 10, 0, 0, whole},
-		{"items=0-1", 10, 0, 0, whole},
-		{"bytes=9223372036854775808-", 10, 0, 0, whole},
+	const size = 2048
+	for header, want := range map[string]oci.Range{
+		"bytes=500-1499":              {Start: 500, Length: 1000},
+		"bytes=500-":                  {Start: 500, Length: 1548},
+		"bytes=-500":                  {Start: 1548, Length: 500},
+		"bytes=-5000":                 {Start: 0, Length: size},
+		"bytes=2000-5000":             {Start: 2000, Length: 48},
+		"bytes=0-":                    {Start: 0, Length: size},
+		"bytes=0-0":                   {Start: 0, Length: 1},
+		"bytes=2047-2047":             {Start: 2047, Length: 1},
+		"bytes=0-9223372036854775807": {Start: 0, Length: size},
 	} {
-		r, partial, err := oci.ParseRange(c.header, c.size)
-		if err == nil && !partial {
-			err = whole
+		if got, partial, err := oci.ParseRange(header, size); err != nil || !partial || got != want {
+			t.Errorf("%q: got %+v, %v, %v", header, got, partial, err)
 		}
-		if !errors.Is(err, c.err) || err == nil && (r.Start != c.start || r.Length != c.length) {
-			t.Errorf("%q of %d: got %+v, %v", c.header, c.size, r, err)
+	}
+	const spaced = "bytes= 1-2 "
+	if got, partial, err := oci.ParseRange(spaced, size); err != nil || !partial || got != (oci.Range{Start: 1, Length: 2}) {
+		t.Errorf("%q: got %+v, %v, %v", spaced, got, partial, err)
+	}
+	for _, header := range []string{"bytes=500-0", "bytes=5000-10000", "bytes=2048-", "bytes=-0"} {
+		if got, _, err := oci.ParseRange(header, size); !errors.Is(err, oci.ErrUnsatisfiable) {
+			t.Errorf("%q: got %+v, %v", header, got, err)
 		}
+	}
+	for _, header := range []string{
+		"", "bytes=", "bytes=-", "bytes=a-b", "bytes=+1-2", "bytes=1-2,4-5", "items=0-1", "bytes=9223372036854775808-",
+	} {
+		if got, partial, err := oci.ParseRange(header, size); err != nil || partial {
+			t.Errorf("%q: got %+v of the whole, %v", header, got, err)
+		}
+	}
+	if got, partial, err := oci.ParseRange("bytes=0-", 0); err != nil || partial {
+		t.Errorf("of nothing: got %+v, %v", got, err)
 	}
 }
 
