@@ -422,10 +422,7 @@ func TestRegistryOnAFullDisk(t *testing.T) {
 	full("a blob at once", owner.do("POST", "default/app/blobs/uploads/?digest="+d.String(), struct{ io.Reader }{bytes.NewReader(big)}))
 
 	begun := owner.begin("default/app")
-	filler := filepath.Join(small, "filler")
-	if err := os.WriteFile(filler, big[:fill(t, small)], 0o600); err != nil {
-		t.Fatal(err)
-	}
+	empty := fill(t, small)
 	little := noise(64<<10, 6)
 	full("a new upload", owner.do("POST", "default/app/blobs/uploads/", nil))
 	full("a small blob", owner.do("PUT", withDigest(begun, digest.FromBytes(little)), bytes.NewReader(little)))
@@ -433,6 +430,7 @@ func TestRegistryOnAFullDisk(t *testing.T) {
 	owner.whole("default/app:v1")
 	// Not a byte is left, for the database neither.
 	rest := filepath.Join(small, "rest")
+	t.Cleanup(func() { _ = os.Remove(rest) })
 	if err := os.WriteFile(rest, big, 0o600); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("the disk should be full: %v", err)
 	}
@@ -441,10 +439,9 @@ func TestRegistryOnAFullDisk(t *testing.T) {
 	owner.whole("default/app:v1")
 	owner.expect(http.StatusNotFound, "GET", "default/app/manifests/v2", nil)
 
-	for _, path := range []string{filler, rest} {
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
+	empty()
+	if err := os.Remove(rest); err != nil {
+		t.Fatal(err)
 	}
 	if after := s.registryHolds(); after != before {
 		t.Errorf("the registry held %s, now %s", before, after)

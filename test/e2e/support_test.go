@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"errors"
 	"net"
 	"net/http/httptest"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,12 +45,43 @@ func (s *server) logHas(of, text string) bool {
 	return found
 }
 
-// fill is how many bytes leave half a MiB free.
-func fill(t testing.TB, dir string) int {
+// fill leaves between half a MiB and less than 1 MiB free on a small disk: too
+// little for uploads and builds, enough for the database. The returned function
+// gives the rest back; so does the end of the test, before the server goes.
+func fill(t testing.TB, dir string) (empty func()) {
 	t.Helper()
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(dir, &fs); err != nil {
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	return int(fs.Bavail)*int(fs.Bsize) - 512<<10
+	empty = func() {
+		_ = filler.Close()
+		if err := os.Remove(filler.Name()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(empty)
+	const least, step = 512 << 10, 64 << 10
+	// The server writes its log and its database meanwhile.
+	for size := int64(0); ; {
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(dir, &fs); err != nil {
+			t.Fatal(err)
+		}
+		free := int64(fs.Bavail) * int64(fs.Bsize)
+		switch {
+		case free < least:
+			size = max(size-step, 0)
+			err = filler.Truncate(size)
+		case free >= least+2*step:
+			var n int
+			n, err = filler.WriteAt(make([]byte, step), size)
+			size += int64(n)
+		default:
+			return empty
+		}
+		if err != nil && !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
 }

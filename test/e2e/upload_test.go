@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -215,19 +214,14 @@ func TestFullDisk(t *testing.T) {
 	s.answers("app.localhost", "steady")
 
 	upload := s.upload(id, appContext("no room"))
-	filler := filepath.Join(small, "filler")
-	if err := os.WriteFile(filler, noise[:fill(t, small)], 0o600); err != nil {
-		t.Fatal(err)
-	}
+	empty := fill(t, small)
 	d := s.finished(s.deploy(id, object{"type": "upload", "upload_id": upload}))
 	t.Logf("%s: %s", d.str("error.code"), d.str("error.message"))
 	if d.str("status") != "failed" || d.str("error.code") != "disk_full" {
 		t.Errorf("a deployment on a full disk is %s: %v", d.str("status"), d["error"])
 	}
 	s.answers("app.localhost", "steady")
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
+	empty()
 	s.healthy(s.deployFiles(id, appContext("room again")))
 	s.answers("app.localhost", "room again")
 }
