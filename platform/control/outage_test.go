@@ -78,7 +78,7 @@ func TestDeploymentGoesOnWhenTheEngineIsBack(t *testing.T) {
 	// The start period is over when the engine is back: that time does not
 	// count.
 	short := spec("web")
-	short.HealthCheck.StartPeriodS = 2
+	short.HealthCheck.StartPeriodS = 3
 	service := w.service(short)
 	listen, listens := gate(t)
 	w.engine.Script(digest("app:1"), platformtest.Behavior{Listen: listen})
@@ -88,7 +88,7 @@ func TestDeploymentGoesOnWhenTheEngineIsBack(t *testing.T) {
 	w.engine.Down(true)
 	w.Kick(service.ID)
 	down := time.Now()
-	w.await("it is down for longer than the start period", func() bool { return time.Since(down) > 2500*time.Millisecond })
+	w.await("it is down for longer than the start period", func() bool { return time.Since(down) > 3500*time.Millisecond })
 	if got := w.deployment(d.ID).Status; got != platform.Starting {
 		t.Errorf("meanwhile the deployment is %s", got)
 	}

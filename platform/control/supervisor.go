@@ -142,7 +142,7 @@ func (s *supervisor) step(ctx context.Context) (next time.Duration, done bool) {
 		s.lost(w, err)
 		return time.Second, false
 	}
-	s.found(w.now)
+	s.found()
 	next = rest
 
 	switch {
@@ -271,12 +271,13 @@ func (s *supervisor) lost(w *world, err error) {
 	}
 }
 
-// found notes that looking works, after it may have failed.
-func (s *supervisor) found(now time.Time) {
+// found notes that looking works, after it may have failed. The look that found
+// it so may have waited for long: until it ended nothing was seen.
+func (s *supervisor) found() {
 	if s.blindSince.IsZero() {
 		return
 	}
-	away := now.Sub(s.blindSince)
+	away := time.Since(s.blindSince)
 	s.blindSince = time.Time{}
 	s.plane.Log.Info("the service can be looked at again", "service", s.id, "after", away)
 	for _, r := range s.releases {
