@@ -239,10 +239,10 @@ func (s *Disk) Uploads(ctx context.Context) ([]UploadInfo, error) {
 	return list, nil
 }
 
-// Commit turns an upload into content. It renames before it syncs: the one
-// journal transaction that makes the file's bytes durable then makes its name
-// durable too, and the second sync has little left to do. A crash in between
-// leaves a name without bytes, and that is nobody's content yet.
+// Commit turns an upload into content. It renames before it syncs, and syncs the
+// file and its name side by side: one journal transaction makes both durable. A
+// crash before that leaves a name without bytes, and that is nobody's content
+// yet.
 func (s *Disk) Commit(_ context.Context, id string, d digest.Digest) error {
 	from, err := s.upload(id)
 	if err != nil {
@@ -273,10 +273,10 @@ func (s *Disk) place(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	if err := syncFile(to); err != nil {
-		return err
-	}
-	if err := syncDir(dir); err != nil {
+	// Both wait for the same disk, and mostly for the same of its writes.
+	name := make(chan error, 1)
+	go func() { name <- syncDir(dir) }()
+	if err := errors.Join(syncFile(to), <-name); err != nil {
 		return err
 	}
 	if durable {

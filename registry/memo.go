@@ -14,7 +14,7 @@ import (
 const (
 	// memoBytes bounds what the memo holds: the manifests' bytes and an
 	// estimate of everything around them.
-	memoBytes = 4 << 20
+	memoBytes = 3 << 20
 	// memoEntryBytes is that estimate for one entry.
 	memoEntryBytes = 400
 	// memoManifestBytes is how large a manifest may be to be remembered; few
