@@ -21,45 +21,60 @@ type table struct {
 const shardCount = 256
 
 // shard is a hash table with open addressing and always room: an entry stands
-// where its hash says, or in the next place that was free. It costs a request
-// one hash and mostly two lines of memory, where a map costs twice that.
-type shard []slot
+// where its hash says, or in the next place that was free. What a lookup needs
+// lies close together, in little memory: where there are many hosts, most of its
+// time is waiting for memory.
+type shard struct {
+	slots []slot
+	keys  string // all of them, one after the other
+}
 
 type slot struct {
-	key  string
 	pool *pool // nil: free
+	at   uint32
+	size uint16 // of the key, which begins at keys[at]
+	tag  uint16 // some of its hash: tells nearly all other keys apart without a look at them
 }
 
 func makeShard(entries map[string]*pool) shard {
-	s := make(shard, len(entries)+len(entries)/2+1)
+	s := shard{slots: make([]slot, len(entries)+len(entries)/2+1)}
+	var keys strings.Builder
 	for key, p := range entries {
-		i := s.place(hashOf(key))
-		for s[i].pool != nil {
+		hash := hashOf(key)
+		i := s.place(hash)
+		for s.slots[i].pool != nil {
 			i = s.next(i)
 		}
-		s[i] = slot{key, p}
+		s.slots[i] = slot{p, uint32(keys.Len()), uint16(len(key)), tagOf(hash)}
+		keys.WriteString(key)
 	}
+	s.keys = strings.Clone(keys.String()) // of the size that it needs
 	return s
 }
 
-// place takes the upper bits of a hash; the lower ones have chosen the shard.
-func (s shard) place(hash uint64) int {
-	place, _ := bits.Mul64(hash, uint64(len(s)))
+// place takes the upper bits of a hash, tagOf others; the lowest ones have chosen
+// the shard.
+func (s *shard) place(hash uint64) int {
+	place, _ := bits.Mul64(hash, uint64(len(s.slots)))
 	return int(place)
 }
 
-func (s shard) next(i int) int {
-	if i++; i == len(s) {
+func tagOf(hash uint64) uint16 { return uint16(hash >> 8) }
+
+func (s *shard) next(i int) int {
+	if i++; i == len(s.slots) {
 		return 0
 	}
 	return i
 }
 
-func (s shard) entries() map[string]*pool {
-	entries := make(map[string]*pool, len(s))
-	for _, at := range s {
-		if at.pool != nil {
-			entries[at.key] = at.pool
+func (s *shard) key(at *slot) string { return s.keys[at.at : at.at+uint32(at.size)] }
+
+func (s *shard) entries() map[string]*pool {
+	entries := make(map[string]*pool, len(s.slots))
+	for i := range s.slots {
+		if at := &s.slots[i]; at.pool != nil {
+			entries[s.key(at)] = at.pool
 		}
 	}
 	return entries
@@ -127,12 +142,12 @@ func (t *table) find(host string) *pool {
 
 func (t *table) get(key string) *pool {
 	hash := hashOf(key)
-	s := t.shards[hash%shardCount]
-	if len(s) == 0 {
+	s := &t.shards[hash%shardCount]
+	if len(s.slots) == 0 {
 		return nil
 	}
 	for i := s.place(hash); ; i = s.next(i) {
-		if at := &s[i]; at.pool == nil || at.key == key {
+		if at := &s.slots[i]; at.pool == nil || at.tag == tagOf(hash) && s.key(at) == key {
 			return at.pool
 		}
 	}
@@ -141,12 +156,12 @@ func (t *table) get(key string) *pool {
 // getBytes is get for a key that is no string yet, and need not become one.
 func (t *table) getBytes(key []byte) *pool {
 	hash := maphash.Bytes(seed, key)
-	s := t.shards[hash%shardCount]
-	if len(s) == 0 {
+	s := &t.shards[hash%shardCount]
+	if len(s.slots) == 0 {
 		return nil
 	}
 	for i := s.place(hash); ; i = s.next(i) {
-		if at := &s[i]; at.pool == nil || at.key == string(key) {
+		if at := &s.slots[i]; at.pool == nil || at.tag == tagOf(hash) && s.key(at) == string(key) {
 			return at.pool
 		}
 	}
@@ -155,10 +170,11 @@ func (t *table) getBytes(key []byte) *pool {
 // anyOf returns a key that is routed to p; empty when there is none. It looks
 // through the whole table.
 func (t *table) anyOf(p *pool) string {
-	for _, shard := range t.shards {
-		for _, at := range shard {
-			if at.pool == p {
-				return at.key
+	for i := range t.shards {
+		s := &t.shards[i]
+		for j := range s.slots {
+			if at := &s.slots[j]; at.pool == p {
+				return strings.Clone(s.key(at)) // and not all the other keys with it
 			}
 		}
 	}
@@ -168,6 +184,9 @@ func (t *table) anyOf(p *pool) string {
 // keyOf is where a route's host stands in a table; empty for what is no host.
 func keyOf(host string) string {
 	host = strings.ToLower(trimHost(host))
+	if len(host) > maxHost {
+		return ""
+	}
 	if name, ok := strings.CutPrefix(host, "*"); ok {
 		if len(name) < 2 || name[0] != '.' {
 			return ""
