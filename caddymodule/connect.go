@@ -19,6 +19,20 @@ func endless(r *http.Request) {
 	}
 }
 
+// whole tells Caddy's server that what is written next is all of the answer. On
+// HTTP/2 a deadline is a message to the goroutine that serves the connection, and
+// the server sends three for each answer: one before the write, one after it, and
+// one for what is still buffered at the end. The first, left in place until the
+// stream ends, bounds all of that.
+func whole(r *http.Request) {
+	if r.ProtoMajor != 2 {
+		return
+	}
+	if _, writer := caddyhttp.IdleTimeoutsFromContext(r.Context()); writer != nil {
+		writer.ClearBetweenWrites = false
+	}
+}
+
 // sayLast tells the client that this is the last answer on its connection when
 // the process is about to end. Servers that shut down close idle connections
 // without a word, and what a client is just sending over one is lost. With

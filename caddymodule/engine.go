@@ -102,7 +102,7 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 	}
 	e.access = telemetry.NewRequests(e.logs, func(id platform.ID) []byte { return e.ingress.Unwritten(id) })
 	e.ingress = ingress.New(ingress.Options{
-		Log: logger, Client: client, Endless: endless, Record: e.access.Append,
+		Log: logger, Client: client, Endless: endless, Whole: whole, Record: e.access.Append,
 		WaitTimeout: time.Duration(s.ingress.WaitTimeout), MaxWaiting: s.ingress.MaxWaiting, DialTimeout: time.Duration(s.ingress.DialTimeout),
 	})
 	if err := e.openRegistry(ctx, logger); err != nil {

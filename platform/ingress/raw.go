@@ -289,6 +289,9 @@ func (h *hop) respond() {
 		body := h.buf[h.r:h.w]
 		h.r = h.w
 		h.release()
+		if whole := x.in.options.Whole; whole != nil {
+			whole(x.r)
+		}
 		x.begin(head.status)
 		if len(body) > 0 {
 			x.gone = h.give(body) != nil

@@ -43,6 +43,10 @@ type Options struct {
 	// timeouts for what a body usually is. nil: it has none.
 	Endless func(*http.Request)
 
+	// Whole is called when the next write to the client is the only one and ends
+	// the answer. nil: that is of no interest.
+	Whole func(*http.Request)
+
 	// TransportOnly has net/http's transport carry the plain requests as well,
 	// which costs about twice as much. It is there to compare the two.
 	TransportOnly bool
