@@ -13,7 +13,7 @@ const (
 	// is alive is little, some 10 to 20 MiB, and nearly all that a request
 	// allocates dies with it, so this alone says how often the collector runs
 	// for a number of requests. Of a percentage, many connections would make more.
-	headroom = 24 << 20
+	headroom = 16 << 20
 
 	// leastPercent is for large heaps, whose collections cost more.
 	leastPercent, mostPercent = 100, 400
