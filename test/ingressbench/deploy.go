@@ -20,6 +20,7 @@ import (
 
 // service is this program as a service of Denia's.
 type service struct {
+	by            *bench.Denia
 	id, project   string
 	release       string // the first deployment
 	image         string
@@ -39,26 +40,26 @@ type deployment struct {
 	} `json:"error"`
 }
 
-// deploy makes a service and waits until it is healthy.
-func (b *run) deploy(ctx context.Context, name string) (*service, error) {
-	s := new(service)
+// deploy makes a service of a Denia's and waits until it is healthy.
+func (b *run) deploy(ctx context.Context, by *bench.Denia, name string) (*service, error) {
+	s := &service{by: by}
 	var made struct {
 		ID      string `json:"id"`
 		Project string `json:"project_id"`
 	}
-	if err := b.denia.Call(ctx, http.MethodPost, "/v1/services", map[string]any{"name": name}, &made); err != nil {
+	if err := s.by.Call(ctx, http.MethodPost, "/v1/services", map[string]any{"name": name, "user": "65534"}, &made); err != nil {
 		return nil, err
 	}
 	s.id, s.project = made.ID, made.Project
 	b.made = append(b.made, s)
-	archive, err := buildContext()
+	archive, err := buildContext(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var upload struct {
 		ID string `json:"upload_id"`
 	}
-	if err := b.denia.Send(ctx, http.MethodPost, "/v1/services/"+s.id+"/uploads", "application/x-tar", archive, &upload); err != nil {
+	if err := s.by.Send(ctx, http.MethodPost, "/v1/services/"+s.id+"/uploads", "application/x-tar", archive, &upload); err != nil {
 		return nil, err
 	}
 	d, err := b.release(ctx, s, map[string]any{"type": "upload", "upload_id": upload.ID})
@@ -72,7 +73,7 @@ func (b *run) deploy(ctx context.Context, name string) (*service, error) {
 			Addr string `json:"addr"`
 		} `json:"targets"`
 	}
-	if err := b.denia.Call(ctx, http.MethodGet, "/v1/ingress/routes", nil, &routes); err != nil {
+	if err := s.by.Call(ctx, http.MethodGet, "/v1/ingress/routes", nil, &routes); err != nil {
 		return nil, err
 	}
 	for _, r := range routes {
@@ -86,12 +87,12 @@ func (b *run) deploy(ctx context.Context, name string) (*service, error) {
 
 // release deploys a source and waits until it is healthy.
 func (b *run) release(ctx context.Context, s *service, source any) (d deployment, err error) {
-	if err := b.denia.Call(ctx, http.MethodPost, "/v1/deployments", map[string]any{"service_id": s.id, "source": source}, &d); err != nil {
+	if err := s.by.Call(ctx, http.MethodPost, "/v1/deployments", map[string]any{"service_id": s.id, "source": source}, &d); err != nil {
 		return d, err
 	}
 	// The API takes some ten requests a second of one client.
 	return d, bench.Until(ctx, 2*time.Minute, 200*time.Millisecond, "the deployment is healthy", func() (bool, error) {
-		if err := b.denia.Call(ctx, http.MethodGet, "/v1/deployments/"+d.ID, nil, &d); err != nil {
+		if err := s.by.Call(ctx, http.MethodGet, "/v1/deployments/"+d.ID, nil, &d); err != nil {
 			return false, err
 		}
 		if d.Status == "failed" {
@@ -101,30 +102,23 @@ func (b *run) release(ctx context.Context, s *service, source any) (d deployment
 	})
 }
 
-// buildContext is an archive of this program and how to run it.
-func buildContext() (io.Reader, error) {
-	path, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	program, err := os.ReadFile(path)
+// buildContext is an archive of what the replica runs.
+func buildContext(ctx context.Context) (io.Reader, error) {
+	files, err := replicaFiles(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var all bytes.Buffer
 	w := tar.NewWriter(&all)
-	for _, file := range []struct {
-		name    string
-		mode    int64
-		content []byte
-	}{
-		{"Dockerfile", 0o644, []byte("FROM scratch\nCOPY replica /replica\nCMD [\"/replica\", \"-replica\", \":8080\"]\n")},
-		{"replica", 0o755, program},
-	} {
-		if err := w.WriteHeader(&tar.Header{Name: file.name, Mode: file.mode, Size: int64(len(file.content)), Typeflag: tar.TypeReg}); err != nil {
+	for name, content := range files {
+		mode := int64(0o644)
+		if bytes.HasPrefix(content, []byte("\x7fELF")) {
+			mode = 0o755
+		}
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
 			return nil, err
 		}
-		if _, err := w.Write(file.content); err != nil {
+		if _, err := w.Write(content); err != nil {
 			return nil, err
 		}
 	}
@@ -139,7 +133,7 @@ func (b *run) remove() {
 	var failed error
 	for _, s := range b.made {
 		failed = errors.Join(failed, bench.Until(ctx, 10*time.Second, time.Second, "service "+s.id+" is deleted", func() (bool, error) {
-			status, _, err := b.denia.Ask(ctx, http.MethodDelete, "/v1/services/"+s.id, "", nil)
+			status, _, err := s.by.Ask(ctx, http.MethodDelete, "/v1/services/"+s.id, "", nil)
 			return status < http.StatusMultipleChoices, err
 		}))
 	}

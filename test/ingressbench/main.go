@@ -22,6 +22,7 @@ import (
 
 type options struct {
 	denia   string // the program
+	against string // another build of it, empty for none
 	out     string
 	only    *regexp.Regexp
 	proxies *regexp.Regexp
@@ -51,18 +52,22 @@ const (
 	http2  = "200 B, HTTP/2"
 )
 
+// small is the path of answers of 200 bytes.
+const small = "/200"
+
 var scenarios = []scenario{
-	{name: plain, path: "/200", connections: 64},
-	{name: crowd, path: "/200", connections: 256},
+	{name: plain, path: small, connections: 64},
+	{name: crowd, path: small, connections: 256},
 	{name: medium, path: "/65536", connections: 64},
 	{name: large, path: "/1048576", connections: 64},
-	{name: secure, path: "/200", connections: 64, tls: true},
-	{name: http2, path: "/200", connections: 16, tls: true, h2: true},
+	{name: secure, path: small, connections: 64, tls: true},
+	{name: http2, path: small, connections: 16, tls: true, h2: true},
 }
 
 func main() {
 	o := full
 	flag.StringVar(&o.denia, "denia", "bin/denia", "the `program` to measure")
+	flag.StringVar(&o.against, "against", "", "another build of the `program`, to be measured in turns with it")
 	flag.StringVar(&o.out, "out", "docs/benchmarks", "`directory` for ingress.json, ingress.md and ingress.svg")
 	flag.IntVar(&o.rounds, "rounds", o.rounds, "how often everything is measured")
 	flag.IntVar(&o.seconds, "seconds", o.seconds, "how long each proxy is loaded each time")
@@ -74,15 +79,15 @@ func main() {
 	}
 	flag.Func("only", "measure only what matches this `expression`: the kinds of load, "+mSockets+", "+mPromote+", hosts", matching(&o.only))
 	flag.Func("proxies", "measure only proxies that match this `expression`", matching(&o.proxies))
-	replica := flag.String("replica", "", "serve as the replica on this `address`, for a run of this program")
+	replica := flag.Bool("replica", false, "serve as the replica, for a run of this program")
 	hosts := flag.Int("hosts", 0, "measure the route table with this many `hosts`, for a run of this program")
 	to := flag.String("to", "", "`address` of the replica the hosts are routed to")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
 	switch {
-	case *replica != "":
-		err = serveReplica(ctx, *replica)
+	case *replica:
+		err = serveReplica(ctx)
 	case *hosts > 0:
 		err = printed(measureHosts(ctx, *hosts, *to, o.seconds))
 	default:
@@ -156,7 +161,7 @@ func (b *run) items(ctx context.Context) (items []bench.Item, err error) {
 	}
 	if b.wants(mSockets) {
 		for _, p := range b.chosen() {
-			if p.Name != caddyLogs {
+			if p.Name != caddyLogs && p.Name != floorName {
 				add(mSockets, p.Name, func(ctx context.Context) (bench.Sample, error) { return b.freshSockets(ctx, p) })
 			}
 		}
@@ -166,7 +171,9 @@ func (b *run) items(ctx context.Context) (items []bench.Item, err error) {
 			continue
 		}
 		for _, p := range b.chosen() {
-			if p.Name != caddyLogs || s.name == plain { // it is there for the promise about both logging
+			// One is there for the promise about both logging, one to tell what
+			// no proxy within Caddy can do without.
+			if (p.Name != caddyLogs || s.name == plain) && (p.Name != floorName || s.path == small) {
 				add(s.name, p.Name, func(ctx context.Context) (bench.Sample, error) { return b.loaded(ctx, p, s) })
 			}
 		}
@@ -177,7 +184,7 @@ func (b *run) items(ctx context.Context) (items []bench.Item, err error) {
 		}
 	}
 	if b.wants(mPromote) {
-		moving, err := b.deploy(ctx, "moving")
+		moving, err := b.deploy(ctx, b.denia, "moving")
 		if err != nil {
 			return nil, err
 		}

@@ -9,7 +9,7 @@ import (
 func (b *run) page(charted bool) string {
 	p := new(bench.Page)
 	p.Begin(b.report, "The ingress, measured", "make bench-ingress", "ingress.json",
-		"All proxies are before the same replica, in a container that Denia has deployed. Caddy is `reverse_proxy` in Denia's own program, with 512 idle connections. Denia writes its access entries; nginx, HAProxy and `caddy` write nothing, and `caddy, access log` is what both logging is compared with.")
+		"All proxies are before the same replica, in a container that Denia has deployed. Caddy is `reverse_proxy` in Denia's own program, with 512 idle connections. Denia writes its access entries; nginx, HAProxy and `caddy` write nothing, `caddy, access log` is what both logging is compared with, and `caddy, no proxy` is Caddy's server that answers by itself: what every proxy within it adds to. The replica is nginx, on two processes, with sendfile.")
 	if b.settings() != full.settings() {
 		p.Printf("**A short run: the targets are set for the full one.**\n\n")
 	}

@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"math/big"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/denia-paas/denia/test/bench"
@@ -20,10 +22,14 @@ import (
 // The proxies.
 const (
 	deniaName   = "denia"
+	againstName = "denia, other build"
 	caddyName   = "caddy"
 	caddyLogs   = "caddy, access log"
 	nginxName   = "nginx"
 	haproxyName = "haproxy"
+
+	// Caddy's server that answers by itself: what every proxy within it adds to.
+	floorName = "caddy, no proxy"
 )
 
 // start starts all proxies, with the replica behind them.
@@ -31,23 +37,30 @@ func (b *run) start(ctx context.Context) (err error) {
 	if err := b.writeCertificate(); err != nil {
 		return err
 	}
-	if b.denia, err = b.servers.Denia(ctx, bench.DeniaConfig{
-		Name: deniaName, Host: "control.localhost", Certificate: b.certificate(), Key: b.key(),
-		Global:  []string{"auto_https disable_redirects", "default_sni bench"},
-		Options: []string{"base_domain bench.localhost", "control_domain control.localhost"},
-	}); err != nil {
-		return err
-	}
-	behind, err := b.deploy(ctx, "replica")
-	if err != nil {
+	var behind *service
+	if b.denia, behind, err = b.startDenia(ctx, deniaName); err != nil {
 		return err
 	}
 	b.host, b.replica = behind.host, behind.address
-	b.proxies = append(b.proxies, b.denia.Process)
+	if b.against != "" {
+		program := b.servers.Program
+		if b.servers.Program, err = filepath.Abs(b.against); err != nil {
+			return err
+		}
+		if _, _, err = b.startDenia(ctx, againstName); err != nil {
+			return err
+		}
+		b.servers.Program = program
+	}
 	for _, start := range []func(context.Context) (*bench.Process, error){
-		func(ctx context.Context) (*bench.Process, error) { return b.startCaddy(ctx, caddyName, "") },
 		func(ctx context.Context) (*bench.Process, error) {
-			return b.startCaddy(ctx, caddyLogs, "log {\n\t\toutput file "+b.file("access.log")+"\n\t}")
+			return b.startCaddy(ctx, caddyName, b.reverseProxy())
+		},
+		func(ctx context.Context) (*bench.Process, error) {
+			return b.startCaddy(ctx, caddyLogs, "log {\n\t\toutput file "+b.file("access.log")+"\n\t}\n\t"+b.reverseProxy())
+		},
+		func(ctx context.Context) (*bench.Process, error) {
+			return b.startCaddy(ctx, floorName, "respond "+strings.Repeat("x", 200))
 		},
 		b.startNginx, b.startHAProxy,
 	} {
@@ -93,20 +106,37 @@ func (b *run) writeCertificate() error {
 // both is what HAProxy wants.
 func (b *run) both() string { return b.file("both.pem") }
 
-// startCaddy starts Caddy's own reverse_proxy, of the same program.
-func (b *run) startCaddy(ctx context.Context, name, log string) (*bench.Process, error) {
+// startDenia starts a Denia with a service that is the replica.
+func (b *run) startDenia(ctx context.Context, name string) (*bench.Denia, *service, error) {
+	d, err := b.servers.Denia(ctx, bench.DeniaConfig{
+		Name: name, Host: "control.localhost", Certificate: b.certificate(), Key: b.key(),
+		Global:  []string{"auto_https disable_redirects", "default_sni bench"},
+		Options: []string{"base_domain bench.localhost", "control_domain control.localhost"},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	b.proxies = append(b.proxies, d.Process)
+	behind, err := b.deploy(ctx, d, "replica")
+	return d, behind, err
+}
+
+// reverseProxy is Caddy's own, to the replica.
+func (b *run) reverseProxy() string {
+	return fmt.Sprintf(`reverse_proxy %s {
+		transport http {
+			keepalive_idle_conns_per_host 512
+		}
+	}`, b.replica)
+}
+
+// startCaddy starts the Caddy of the same program with what is given for its
+// site.
+func (b *run) startCaddy(ctx context.Context, name, directives string) (*bench.Process, error) {
 	c := bench.Command{Name: name}
 	if err := bench.FreeAddresses(ctx, &c.Address, &c.Secure, &c.Admin); err != nil {
 		return nil, err
 	}
-	site := fmt.Sprintf(`	bind 127.0.0.1
-	%s
-	reverse_proxy %s {
-		transport http {
-			keepalive_idle_conns_per_host 512
-		}
-	}
-`, log, b.replica)
 	return b.servers.Caddy(ctx, c, fmt.Sprintf(`{
 	admin %s
 	persist_config off
@@ -114,11 +144,15 @@ func (b *run) startCaddy(ctx context.Context, name, log string) (*bench.Process,
 	default_sni bench
 }
 http://%s:%s {
-%s}
+	bind 127.0.0.1
+	%s
+}
 https://:%s {
+	bind 127.0.0.1
 	tls %s %s
-%[4]s}
-`, c.Admin, b.host, bench.Port(c.Address), site, bench.Port(c.Secure), b.certificate(), b.key()))
+	%[4]s
+}
+`, c.Admin, b.host, bench.Port(c.Address), directives, bench.Port(c.Secure), b.certificate(), b.key()))
 }
 
 func (b *run) startNginx(ctx context.Context) (*bench.Process, error) {

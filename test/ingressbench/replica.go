@@ -9,21 +9,106 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net"
-	"strconv"
-	"sync"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
 )
 
-// serveReplica answers GET /n with n bytes, in as little work as can be: what
-// is measured is the proxy before it, on the same machine. It answers GET /who
-// with a name of its own, and whoever asks for a WebSocket gets one that greets
-// back.
-func serveReplica(ctx context.Context, address string) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+// The replica is nginx, for what is measured is the proxy before it, on the same
+// machine: GET /200, /65536 and /1048576 give as many bytes. This program stands
+// behind it for all else.
+
+// behindNginx is where this program listens, within the replica.
+const behindNginx = "127.0.0.1:8081"
+
+// replicaConfig is nginx's.
+const replicaConfig = `daemon off;
+worker_processes 2;
+pid /dev/shm/pid;
+error_log stderr error;
+events { worker_connections 8192; }
+http {
+	access_log off;
+	keepalive_requests 1000000000;
+	keepalive_timeout 1h;
+	sendfile on;
+	tcp_nopush on;
+	client_body_temp_path /dev/shm; proxy_temp_path /dev/shm; fastcgi_temp_path /dev/shm; uwsgi_temp_path /dev/shm; scgi_temp_path /dev/shm;
+	server {
+		listen 8080;
+		default_type application/octet-stream;
+		location = /200 { return 200 "` + small200 + `"; }
+		location = /65536 { root /files; }
+		location = /1048576 { root /files; }
+		location / {
+			proxy_pass http://` + behindNginx + `;
+			proxy_http_version 1.1;
+			proxy_set_header Connection upgrade;
+			proxy_set_header Upgrade $http_upgrade;
+			proxy_read_timeout 1h;
+		}
+	}
+}
+`
+
+const small200 = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" +
+	"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+
+// replicaFiles are those of its image: this program, and nginx as it is
+// installed here.
+func replicaFiles(ctx context.Context) (map[string][]byte, error) {
+	files := map[string][]byte{
+		"Dockerfile":        []byte("FROM scratch\nCOPY . /\nCMD [\"/replica\", \"-replica\"]\n"),
+		"etc/nginx.conf":    []byte(replicaConfig),
+		"etc/passwd":        []byte("nobody:x:65534:65534::/:\n"),
+		"etc/group":         []byte("nogroup:x:65534:\n"),
+		"tmp/empty":         nil,
+		"files/65536":       bytes.Repeat([]byte("x"), 65536),
+		"files/1048576":     bytes.Repeat([]byte("x"), 1048576),
+		"usr/share/nginx/x": nil,
+	}
+	own, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	paths := map[string]string{"replica": own, "nginx": "/usr/sbin/nginx"}
+	libraries, err := command(ctx, "ldd", paths["nginx"])
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(libraries) {
+		for _, field := range strings.Fields(line) {
+			if strings.HasPrefix(field, "/") {
+				paths[strings.TrimPrefix(field, "/")] = field
+			}
+		}
+	}
+	for name, path := range paths {
+		if files[name], err = os.ReadFile(path); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
+}
+
+// serveReplica answers within the replica, and has nginx answer before it. GET
+// /who is answered with a name of the process's own, and whoever asks for a
+// WebSocket gets one that greets back.
+func serveReplica(ctx context.Context) error {
+	front := exec.CommandContext(ctx, "/nginx", "-p", "/", "-e", "stderr", "-c", "/etc/nginx.conf")
+	front.Cancel = func() error { return front.Process.Signal(syscall.SIGTERM) }
+	front.Stdout, front.Stderr = os.Stdout, os.Stderr
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", behindNginx)
 	if err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
+	if err := front.Start(); err != nil {
+		return err
+	}
+	defer func() { _ = front.Wait() }()
 	name := rand.Text()
 	answers := &answers{who: fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", len(name), name)}
 	for {
@@ -38,22 +123,8 @@ func serveReplica(ctx context.Context, address string) error {
 	}
 }
 
-// answers are made once each.
-type answers struct {
-	who    []byte
-	bySize sync.Map
-}
-
-func (a *answers) of(size int) []byte {
-	if made, ok := a.bySize.Load(size); ok {
-		return made.([]byte)
-	}
-	made := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nServer: replica\r\nDate: Mon, 23 Nov 2026 12:00:00 GMT\r\nContent-Type: application/octet-stream\r\n"+
-		"Content-Length: %d\r\nLast-Modified: Sun, 22 Nov 2026 12:00:00 GMT\r\nETag: \"5f1b-c8\"\r\nAccept-Ranges: bytes\r\n\r\n", size)
-	made = append(made, bytes.Repeat([]byte("x"), size)...)
-	a.bySize.Store(size, made)
-	return made
-}
+// answers tells who asks.
+type answers struct{ who []byte }
 
 func (a *answers) serve(c net.Conn) {
 	defer c.Close()
@@ -62,13 +133,6 @@ func (a *answers) serve(c net.Conn) {
 		line, err := from.ReadSlice('\n')
 		if err != nil {
 			return
-		}
-		size, who := 2, false
-		if fields := bytes.Fields(line); len(fields) == 3 {
-			who = string(fields[1]) == "/who"
-			if n, err := strconv.Atoi(string(bytes.TrimPrefix(fields[1], []byte("/")))); err == nil && n >= 0 && n <= 1<<24 {
-				size = n
-			}
 		}
 		key := ""
 		for len(line) > 2 {
@@ -79,15 +143,11 @@ func (a *answers) serve(c net.Conn) {
 				key = string(bytes.TrimSpace(line[18:]))
 			}
 		}
-		answer := a.who
-		switch {
-		case key != "":
+		if key != "" {
 			greet(c, from, key)
 			return
-		case !who:
-			answer = a.of(size)
 		}
-		if _, err := c.Write(answer); err != nil {
+		if _, err := c.Write(a.who); err != nil {
 			return
 		}
 	}
