@@ -95,6 +95,7 @@ type run struct {
 	denia   *registry
 	docker  *registry // Debian's docker-registry
 	nginx   *bench.Process
+	corked  *bench.Process // nginx with tcp_nopush
 	caddy   *bench.Process // file_server
 	large   *source
 	report  *bench.Report

@@ -29,6 +29,7 @@ const (
 
 	deniaName    = "denia"
 	nginxName    = "nginx"
+	corkedName   = "nginx, tcp_nopush"
 	fileServer   = "caddy file_server"
 	smallestName = "smallest handler"
 	thisProgram  = "this program"

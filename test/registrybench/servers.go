@@ -24,7 +24,10 @@ func (b *run) start(ctx context.Context) (err error) {
 	if err := os.Mkdir(b.static(), 0o700); err != nil {
 		return err
 	}
-	if b.nginx, err = b.startNginx(ctx); err != nil {
+	if b.nginx, err = b.startNginx(ctx, nginxName, "off"); err != nil {
+		return err
+	}
+	if b.corked, err = b.startNginx(ctx, corkedName, "on"); err != nil {
 		return err
 	}
 	if b.caddy, err = b.startCaddy(ctx); err != nil {
@@ -129,17 +132,19 @@ func (b *run) startSmallest(ctx context.Context) (*registry, error) {
 	return g, nil
 }
 
-func (b *run) startNginx(ctx context.Context) (*bench.Process, error) {
-	c := bench.Command{Name: nginxName}
+// startNginx starts nginx as it is by itself, but for sendfile. With tcp_nopush
+// the kernel sends full segments only.
+func (b *run) startNginx(ctx context.Context, name, nopush string) (*bench.Process, error) {
+	c := bench.Command{Name: name}
 	if err := bench.FreeAddresses(ctx, &c.Address); err != nil {
 		return nil, err
 	}
 	return b.servers.Nginx(ctx, c, fmt.Sprintf(`	sendfile on;
-	tcp_nopush on;
+	tcp_nopush %s;
 	server {
 		listen %s;
 		root %s;
-	}`, c.Address, b.static()))
+	}`, nopush, c.Address, b.static()))
 }
 
 func (b *run) startCaddy(ctx context.Context) (*bench.Process, error) {

@@ -178,7 +178,7 @@ func (g *registry) publish(ctx context.Context, name string, source *source) (st
 // gets measures the download of a large blob. The web servers serve the very
 // file that Denia has, so that all send the same pages.
 func (b *run) gets(ctx context.Context) error {
-	paths := map[*bench.Process]string{b.nginx: "/blob", b.caddy: "/blob"}
+	paths := map[*bench.Process]string{b.nginx: "/blob", b.corked: "/blob", b.caddy: "/blob"}
 	for _, g := range []*registry{b.denia, b.docker} {
 		path, d, err := g.publish(ctx, "get", b.large)
 		if err != nil {
@@ -236,7 +236,7 @@ func (b *run) gets(ctx context.Context) error {
 		return perGiB(s, b.size*int64(times)), nil
 	}
 	var items []bench.Item
-	for _, p := range []*bench.Process{b.nginx, b.denia.Process, b.caddy, b.docker.Process} {
+	for _, p := range []*bench.Process{b.nginx, b.denia.Process, b.corked, b.caddy, b.docker.Process} {
 		items = append(items, bench.Item{Measure: mGet, Of: p.Name, Run: func(ctx context.Context) (bench.Sample, error) { return get(ctx, p, transfers) }})
 	}
 	// Those that a promise compares are measured twice in each round, one time
