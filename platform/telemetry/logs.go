@@ -205,16 +205,16 @@ func (l *Logs) with(key string, f func(*keyLog) error) error {
 
 // acquire returns the state of key, read from disk if it is not in memory.
 func (l *Logs) acquire(key string) (*keyLog, error) {
-	if !validKey.MatchString(key) {
-		return nil, fmt.Errorf("opening log: %q is no key", key)
-	}
 	l.mu.Lock()
-	if l.closed {
+	k := l.keys[key]
+	switch {
+	case k == nil && !validKey.MatchString(key):
+		l.mu.Unlock()
+		return nil, fmt.Errorf("opening log: %q is no key", key)
+	case l.closed:
 		l.mu.Unlock()
 		return nil, ErrClosed
-	}
-	k := l.keys[key]
-	if k == nil {
+	case k == nil:
 		k = &keyLog{logs: l, key: key, dir: filepath.Join(l.dir, filepath.FromSlash(key))}
 		l.keys[key] = k
 	}
