@@ -18,26 +18,19 @@ const (
 	maxBlocks = 8
 )
 
-// blocks holds the blocks that nobody uses, and room for those not made yet.
-var blocks = func() chan []byte {
-	free := make(chan []byte, maxBlocks)
-	for range maxBlocks {
-		free <- nil
-	}
-	return free
-}()
+// blocks holds something for each block in use. Those that are not are garbage: to
+// make one costs an upload of its size next to nothing, and kept for the next
+// upload they would be most of what the registry has in memory at rest.
+var blocks = make(chan struct{}, maxBlocks)
 
 // takeBlock returns what to receive so many bytes into (-1: unknown): a block
-// if they may be many and one is free, else a buffer. Call the result's second
-// part when done.
+// if they may be many and not all are in use, else a buffer. Call the result's
+// second part when done.
 func takeBlock(length int64) ([]byte, func()) {
 	if length < 0 || length >= blockBytes {
 		select {
-		case block := <-blocks:
-			if block == nil {
-				block = newBlock()
-			}
-			return block, func() { blocks <- block }
+		case blocks <- struct{}{}:
+			return newBlock(), func() { <-blocks }
 		default:
 		}
 	}
