@@ -134,12 +134,13 @@ func (s *supervisor) step(ctx context.Context) (next time.Duration, done bool) {
 	// First what calls have done, then what there is: a call that is known to
 	// have ended has left nothing that the look does not show.
 	s.collect()
+	began := time.Now()
 	w, gone, err := s.look(ctx)
 	switch {
 	case gone:
 		return s.tearDown(ctx)
 	case err != nil:
-		s.lost(w, err)
+		s.lost(w, began, err)
 		return time.Second, false
 	}
 	s.found()
@@ -247,13 +248,14 @@ func (s *supervisor) hasSeen(replicas []platform.Replica) bool {
 	return slices.Equal(s.seen, replicas)
 }
 
-// lost notes that looking failed. What was configured stays as it is.
-func (s *supervisor) lost(w *world, err error) {
+// lost notes that looking failed, which it began to at a time. What was
+// configured stays as it is.
+func (s *supervisor) lost(w *world, began time.Time, err error) {
 	if w == nil && platform.KindOf(err) == platform.NotFound {
 		return // deleted between two reads: the next look will tell
 	}
 	if s.blindSince.IsZero() {
-		s.blindSince = time.Now()
+		s.blindSince = began
 		s.plane.logFailure("looking at service "+string(s.id), err)
 	}
 	if w == nil {
