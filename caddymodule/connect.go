@@ -23,14 +23,18 @@ func endless(r *http.Request) {
 // HTTP/2 a deadline is a message to the goroutine that serves the connection, and
 // the server sends three for each answer: one before the write, one after it, and
 // one for what is still buffered at the end. The first, left in place until the
-// stream ends, bounds all of that.
-func whole(r *http.Request) {
+// stream ends, bounds all of that. What others may write afterwards is bounded as
+// always.
+func whole(r *http.Request) (written func()) {
 	if r.ProtoMajor != 2 {
-		return
+		return nil
 	}
-	if _, writer := caddyhttp.IdleTimeoutsFromContext(r.Context()); writer != nil {
-		writer.ClearBetweenWrites = false
+	_, writer := caddyhttp.IdleTimeoutsFromContext(r.Context())
+	if writer == nil || !writer.ClearBetweenWrites {
+		return nil
 	}
+	writer.ClearBetweenWrites = false
+	return func() { writer.ClearBetweenWrites = true }
 }
 
 // sayLast tells the client that this is the last answer on its connection when

@@ -25,8 +25,9 @@ func TestWholeAnswerIsBoundedOnHTTP2(t *testing.T) {
 			Deadline: caddyhttp.IdleDeadline{Timeout: 100 * time.Millisecond}, ClearBetweenWrites: true, Logger: zap.NewNop(),
 		}
 		defer writer.HandlerDone()
-		whole(r.WithContext(caddyhttp.ContextWithIdleTimeouts(r.Context(), nil, writer)))
+		written := whole(r.WithContext(caddyhttp.ContextWithIdleTimeouts(r.Context(), nil, writer)))
 		_, _ = io.WriteString(writer, strings.Repeat("x", 200))
+		written()
 	}))
 	server.EnableHTTP2 = true
 	server.StartTLS()

@@ -290,7 +290,9 @@ func (h *hop) respond() {
 		h.r = h.w
 		h.release()
 		if whole := x.in.options.Whole; whole != nil {
-			whole(x.r)
+			if written := whole(x.r); written != nil {
+				defer written()
+			}
 		}
 		x.begin(head.status)
 		if len(body) > 0 {

@@ -44,8 +44,9 @@ type Options struct {
 	Endless func(*http.Request)
 
 	// Whole is called when the next write to the client is the only one and ends
-	// the answer. nil: that is of no interest.
-	Whole func(*http.Request)
+	// the answer, and what it returns, unless nil, after that write. nil: that is
+	// of no interest.
+	Whole func(*http.Request) (written func())
 
 	// TransportOnly has net/http's transport carry the plain requests as well,
 	// which costs about twice as much. It is there to compare the two.
