@@ -63,7 +63,11 @@ func fill(t testing.TB, dir string) (empty func()) {
 	t.Cleanup(empty)
 	const least, step = 512 << 10, 64 << 10
 	// The server writes its log and its database meanwhile.
+	deadline := time.Now().Add(time.Minute)
 	for size := int64(0); ; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s cannot be filled to between %d and %d bytes", dir, least, least+2*step)
+		}
 		var fs syscall.Statfs_t
 		if err := syscall.Statfs(dir, &fs); err != nil {
 			t.Fatal(err)

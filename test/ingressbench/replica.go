@@ -96,6 +96,8 @@ func replicaFiles(ctx context.Context) (map[string][]byte, error) {
 // /who is answered with a name of the process's own, and whoever asks for a
 // WebSocket gets one that greets back.
 func serveReplica(ctx context.Context) error {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	front := exec.CommandContext(ctx, "/nginx", "-p", "/", "-e", "stderr", "-c", "/etc/nginx.conf")
 	front.Cancel = func() error { return front.Process.Signal(syscall.SIGTERM) }
 	front.Stdout, front.Stderr = os.Stdout, os.Stderr
@@ -108,7 +110,16 @@ func serveReplica(ctx context.Context) error {
 	if err := front.Start(); err != nil {
 		return err
 	}
-	defer func() { _ = front.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = front.Wait()
+		end() // one without the other is no replica
+	}()
+	defer func() {
+		end()
+		<-ended
+	}()
 	name := rand.Text()
 	answers := &answers{who: fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s", len(name), name)}
 	for {
