@@ -22,7 +22,7 @@ import (
 // behindNginx is where this program listens, within the replica.
 const behindNginx = "127.0.0.1:8081"
 
-// replicaConfig is nginx's.
+// replicaConfig is nginx's, to be completed with an answer of 200 bytes.
 const replicaConfig = `daemon off;
 worker_processes 2;
 pid /dev/shm/pid;
@@ -38,7 +38,7 @@ http {
 	server {
 		listen 8080;
 		default_type application/octet-stream;
-		location = /200 { return 200 "` + small200 + `"; }
+		location = /200 { return 200 "%s"; }
 		location = /65536 { root /files; }
 		location = /1048576 { root /files; }
 		location / {
@@ -52,21 +52,16 @@ http {
 }
 `
 
-const small200 = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" +
-	"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
-
 // replicaFiles are those of its image: this program, and nginx as it is
 // installed here.
 func replicaFiles(ctx context.Context) (map[string][]byte, error) {
 	files := map[string][]byte{
-		"Dockerfile":        []byte("FROM scratch\nCOPY . /\nCMD [\"/replica\", \"-replica\"]\n"),
-		"etc/nginx.conf":    []byte(replicaConfig),
-		"etc/passwd":        []byte("nobody:x:65534:65534::/:\n"),
-		"etc/group":         []byte("nogroup:x:65534:\n"),
-		"tmp/empty":         nil,
-		"files/65536":       bytes.Repeat([]byte("x"), 65536),
-		"files/1048576":     bytes.Repeat([]byte("x"), 1048576),
-		"usr/share/nginx/x": nil,
+		"Dockerfile":     []byte("FROM scratch\nCOPY . /\nCMD [\"/replica\", \"-replica\"]\n"),
+		"etc/nginx.conf": fmt.Appendf(nil, replicaConfig, strings.Repeat("x", 200)),
+		"etc/passwd":     []byte("nobody:x:65534:65534::/:\n"),
+		"etc/group":      []byte("nogroup:x:65534:\n"),
+		"files/65536":    bytes.Repeat([]byte("x"), 65536),
+		"files/1048576":  bytes.Repeat([]byte("x"), 1048576),
 	}
 	own, err := os.Executable()
 	if err != nil {
