@@ -23,7 +23,7 @@ nightly: ## the registry's soak for a minute, each fuzz target for half of one
 conformance: ## the OCI's conformance suite against the registry
 	@scripts/conformance
 
-lint: ## vet and golangci-lint
+lint: ## golangci-lint: vet, gofmt and more
 	@scripts/lint
 
 bench: build ## idle cost, deployment latency, memory of an upload
