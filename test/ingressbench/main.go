@@ -28,6 +28,8 @@ type options struct {
 	proxies *regexp.Regexp
 	rounds  int
 	seconds int
+
+	loopback bool // the replica is there, and not in its container
 }
 
 // What the project promises is measured with these.
@@ -68,7 +70,7 @@ func main() {
 	o := full
 	flag.StringVar(&o.denia, "denia", "bin/denia", "the `program` to measure")
 	flag.StringVar(&o.against, "against", "", "another build of the `program`, to be measured in turns with it")
-	flag.StringVar(&o.out, "out", "docs/benchmarks", "`directory` for ingress.json, ingress.md and ingress.svg")
+	flag.StringVar(&o.out, "out", "docs/benchmarks", "`directory` for ingress.json, ingress.md and ingress.svg, or those of ingress-loopback")
 	flag.IntVar(&o.rounds, "rounds", o.rounds, "how often everything is measured")
 	flag.IntVar(&o.seconds, "seconds", o.seconds, "how long each proxy is loaded each time")
 	matching := func(into **regexp.Regexp) func(string) error {
@@ -79,6 +81,7 @@ func main() {
 	}
 	flag.Func("only", "measure only what matches this `expression`: the kinds of load, "+mSockets+", "+mPromote+", hosts", matching(&o.only))
 	flag.Func("proxies", "measure only proxies that match this `expression`", matching(&o.proxies))
+	flag.BoolVar(&o.loopback, "loopback", false, "have the replica answer on loopback, without the engine's bridge; only the kinds of load")
 	replica := flag.Bool("replica", false, "serve as the replica, for a run of this program")
 	hosts := flag.Int("hosts", 0, "measure the route table with this many `hosts`, for a run of this program")
 	to := flag.String("to", "", "`address` of the replica the hosts are routed to")
@@ -129,6 +132,14 @@ type settings struct {
 
 func (o options) settings() settings { return settings{o.rounds, o.seconds, sockets} }
 
+// files is the name of what a run writes.
+func (o options) files() string {
+	if o.loopback {
+		return "ingress-loopback"
+	}
+	return "ingress"
+}
+
 func measure(ctx context.Context, o options) (err error) {
 	b := &run{options: o}
 	if b.servers.Program, err = filepath.Abs(o.denia); err != nil {
@@ -143,6 +154,13 @@ func measure(ctx context.Context, o options) (err error) {
 	defer b.remove()
 	if err := b.start(ctx); err != nil {
 		return err
+	}
+	if o.loopback {
+		giveBack, err := b.takeOver(ctx)
+		defer giveBack()
+		if err != nil {
+			return err
+		}
 	}
 	items, err := b.items(ctx)
 	if err != nil {
@@ -159,7 +177,7 @@ func (b *run) items(ctx context.Context) (items []bench.Item, err error) {
 	add := func(measure, of string, run func(context.Context) (bench.Sample, error)) {
 		items = append(items, bench.Item{Measure: measure, Of: of, Run: run})
 	}
-	if b.wants(mSockets) {
+	if b.wants(mSockets) && !b.loopback {
 		for _, p := range b.chosen() {
 			if p.Name != caddyLogs && p.Name != floorName {
 				add(mSockets, p.Name, func(ctx context.Context) (bench.Sample, error) { return b.freshSockets(ctx, p) })
@@ -179,11 +197,11 @@ func (b *run) items(ctx context.Context) (items []bench.Item, err error) {
 		}
 	}
 	for _, n := range tableSizes {
-		if b.wants(mHosts(n)) {
+		if b.wants(mHosts(n)) && !b.loopback {
 			add(mHosts(n), tableName, func(ctx context.Context) (bench.Sample, error) { return b.hosts(ctx, n) })
 		}
 	}
-	if b.wants(mPromote) {
+	if b.wants(mPromote) && !b.loopback {
 		moving, err := b.deploy(ctx, b.denia, "moving")
 		if err != nil {
 			return nil, err

@@ -8,8 +8,12 @@ import (
 
 func (b *run) page(charted bool) string {
 	p := new(bench.Page)
-	p.Begin(b.report, "The ingress, measured", "make bench-ingress", "ingress.json",
-		"All proxies are before the same replica, in a container that Denia has deployed. Caddy is `reverse_proxy` in Denia's own program, with 512 idle connections. Denia writes its access entries; nginx, HAProxy and `caddy` write nothing, `caddy, access log` is what both logging is compared with, and `caddy, no proxy` is Caddy's server that answers by itself: what every proxy within it adds to. The replica is nginx, on two processes, with sendfile.")
+	title, command, where := "The ingress, measured", "make bench-ingress", "in a container that Denia has deployed"
+	if b.loopback {
+		title, command, where = "The ingress on loopback, measured", "scripts/bench-ingress -loopback", "on the machine's loopback: what the kernel does for each packet on the engine's bridge, which is the same for all of them, is left out"
+	}
+	p.Begin(b.report, title, command, b.files()+".json",
+		"All proxies are before the same replica, "+where+". Caddy is `reverse_proxy` in Denia's own program, with 512 idle connections. Denia writes its access entries; nginx, HAProxy and `caddy` write nothing, `caddy, access log` is what both logging is compared with, and `caddy, no proxy` is Caddy's server that answers by itself: what every proxy within it adds to. The replica is nginx, on two processes, with sendfile.")
 	if b.settings() != full.settings() {
 		p.Printf("**A short run: the targets are set for the full one.**\n\n")
 	}
@@ -17,7 +21,7 @@ func (b *run) page(charted bool) string {
 	if len(b.measured()) > 0 {
 		p.Printf("## Under load\n\n%d seconds of each kind of load after a second that is not measured, with 64 connections unless it says so; HTTP/2 with 16, of 4 requests at a time each. Memory is the peak of what is resident during the load.\n\n", b.seconds)
 		if charted {
-			p.Printf("![CPU per request, of Caddy's](ingress.svg)\n\n")
+			p.Printf("![CPU per request, of Caddy's](%s.svg)\n\n", b.files())
 		}
 	}
 	b.matrix(p, "CPU, ms for 1,000 requests", b.cells(kCPU))

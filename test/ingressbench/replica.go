@@ -22,7 +22,7 @@ import (
 // behindNginx is where this program listens, within the replica.
 const behindNginx = "127.0.0.1:8081"
 
-// replicaConfig is nginx's, to be completed with an answer of 200 bytes.
+// replicaConfig is nginx's, to be completed with what it answers with.
 const replicaConfig = `daemon off;
 worker_processes 2;
 pid /dev/shm/pid;
@@ -31,37 +31,50 @@ events { worker_connections 8192; }
 http {
 	access_log off;
 	keepalive_requests 1000000000;
-	keepalive_timeout 1h;
-	sendfile on;
-	tcp_nopush on;
 	client_body_temp_path /dev/shm; proxy_temp_path /dev/shm; fastcgi_temp_path /dev/shm; uwsgi_temp_path /dev/shm; scgi_temp_path /dev/shm;
-	server {
-		listen 8080;
+%s
+}
+`
+
+// replicaServer is what nginx answers with at an address, with files that are
+// below a directory.
+func replicaServer(address, files string) string {
+	return fmt.Sprintf(`	server {
+		listen %s;
+		keepalive_timeout 1h;
+		sendfile on;
+		tcp_nopush on;
 		default_type application/octet-stream;
 		location = /200 { return 200 "%s"; }
-		location = /65536 { root /files; }
-		location = /1048576 { root /files; }
+		location = /65536 { root %s; }
+		location = /1048576 { root %[3]s; }
 		location / {
-			proxy_pass http://` + behindNginx + `;
+			proxy_pass http://%[4]s;
 			proxy_http_version 1.1;
 			proxy_set_header Connection upgrade;
 			proxy_set_header Upgrade $http_upgrade;
 			proxy_read_timeout 1h;
 		}
 	}
+`, address, strings.Repeat("x", 200), files, behindNginx)
 }
-`
+
+// replicaAnswers are the files that are served by nginx.
+func replicaAnswers() map[string][]byte {
+	return map[string][]byte{"65536": bytes.Repeat([]byte("x"), 65536), "1048576": bytes.Repeat([]byte("x"), 1048576)}
+}
 
 // replicaFiles are those of its image: this program, and nginx as it is
 // installed here.
 func replicaFiles(ctx context.Context) (map[string][]byte, error) {
 	files := map[string][]byte{
 		"Dockerfile":     []byte("FROM scratch\nCOPY . /\nCMD [\"/replica\", \"-replica\"]\n"),
-		"etc/nginx.conf": fmt.Appendf(nil, replicaConfig, strings.Repeat("x", 200)),
+		"etc/nginx.conf": fmt.Appendf(nil, replicaConfig, replicaServer("8080", "/files")),
 		"etc/passwd":     []byte("nobody:x:65534:65534::/:\n"),
 		"etc/group":      []byte("nogroup:x:65534:\n"),
-		"files/65536":    bytes.Repeat([]byte("x"), 65536),
-		"files/1048576":  bytes.Repeat([]byte("x"), 1048576),
+	}
+	for name, content := range replicaAnswers() {
+		files["files/"+name] = content
 	}
 	own, err := os.Executable()
 	if err != nil {

@@ -52,12 +52,12 @@ func (b *run) judge() {
 		r.Series(many, tableName, "p99_changing_ms").Over(r.Series(many, tableName, "p99_quiet_ms")), bench.AtMost(1.1), "x")
 }
 
-// write writes ingress.json, ingress.md and ingress.svg.
+// write writes the report as JSON, as a page, and as a chart.
 func (b *run) write() error {
 	b.judge()
 	b.report.Ended()
 	chart := b.chart()
-	return b.report.Write(b.out, "ingress", b.page(chart != ""), chart)
+	return b.report.Write(b.out, b.files(), b.page(chart != ""), chart)
 }
 
 // measured are the names of the kinds of load that were measured.
