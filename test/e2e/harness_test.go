@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -132,14 +133,24 @@ func tail(text string, n int) string {
 	return text
 }
 
+// ports is how many ports were given to tests.
+var ports atomic.Int32
+
+// freePort returns a port on which nobody listens, never the same twice: Caddy
+// shares a port with whoever listens on it, so nobody would be told that two
+// tests have the same. It is below those that the kernel takes for connections.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		port := 20_000 + int(ports.Add(1))
+		if port >= 32_768 {
+			t.Fatal("all ports have been given away")
+		}
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func (s *server) writeCaddyfile(options ...string) {
