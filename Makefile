@@ -1,6 +1,6 @@
 # Few targets; `make help` lists them.
 GO    ?= go
-BUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -tags nobadger,nomysql,nopgx
+BUILD := CGO_ENABLED=0 $(GO) build -trimpath -gcflags=all=-dwarf=false -ldflags "-s -w" -tags nobadger,nomysql,nopgx
 
 .PHONY: help build run test nightly conformance lint bench bench-registry bench-ingress docs clean
 
