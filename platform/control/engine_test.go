@@ -22,16 +22,25 @@ func (w *world) engineReplica(service platform.ID) string {
 type oddEngine struct {
 	platform.Runtime
 	removals atomic.Int64
+	looks    atomic.Int64 // of Replicas, for one service, that ended
 
 	mu       sync.Mutex
-	list     error // of Replicas, for one service
-	removing error // of Ensure with no replicas
+	list     error           // of Replicas, for one service
+	slow     <-chan struct{} // they wait for
+	removing error           // of Ensure with no replicas
 }
 
 func (e *oddEngine) fail(err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.list = err
+}
+
+// hold has looks at a service wait for a gate, before they see anything.
+func (e *oddEngine) hold(gate <-chan struct{}) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.slow = gate
 }
 
 func (e *oddEngine) failRemovals(err error) {
@@ -42,9 +51,20 @@ func (e *oddEngine) failRemovals(err error) {
 
 func (e *oddEngine) Replicas(ctx context.Context, service platform.ID) ([]platform.Replica, error) {
 	e.mu.Lock()
-	err := e.list
+	err, slow := e.list, e.slow
 	e.mu.Unlock()
-	if err != nil && service != "" {
+	if service == "" {
+		return e.Runtime.Replicas(ctx, service)
+	}
+	defer e.looks.Add(1)
+	if slow != nil {
+		select {
+		case <-slow:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	return e.Runtime.Replicas(ctx, service)

@@ -62,7 +62,7 @@ func (s *supervisor) failure(ctx context.Context, w *world, pool ingress.PoolSta
 	}
 	period := time.Duration(d.Config.HealthCheck.StartPeriodS) * time.Second
 	for _, replica := range w.replicas[d.ID] {
-		if replica.State == platform.ReplicaRunning && !isReady(pool, replica) && w.now.Sub(later(replica.StartedAt, r.since)) > period {
+		if replica.State == platform.ReplicaRunning && !isReady(pool, replica) && r.watched(replica) > period {
 			return s.notReady(ctx, d, replica, pool, period)
 		}
 	}
@@ -75,13 +75,6 @@ func (s *supervisor) failure(ctx context.Context, w *world, pool ingress.PoolSta
 		return failure
 	}
 	return nil
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 func (s *supervisor) exited(ctx context.Context, d *platform.Deployment, replica platform.Replica) *platform.DeploymentError {

@@ -98,6 +98,36 @@ func TestDeploymentGoesOnWhenTheEngineIsBack(t *testing.T) {
 	w.serves("web", "1.0")
 }
 
+func TestReplicaIsNotLateBeforeItWasWatched(t *testing.T) {
+	odd := &oddEngine{}
+	w := start(t, func(o *control.Options) {
+		odd.Runtime = o.Runtime
+		o.Runtime = odd
+	})
+	short := spec("web")
+	short.HealthCheck.StartPeriodS = 2
+	service := w.service(short)
+	look, looks := gate(t)
+	listen, listens := gate(t)
+	hold, held := gate(t)
+	w.engine.Script(digest("app:1"), platformtest.Behavior{Hold: hold, Listen: listen})
+	d := w.deploy(service.ID, "app:1")
+	w.await("the engine starts it", func() bool { return len(w.engine.Calls()) == 1 })
+	odd.hold(look)
+	held()
+	w.await("it runs", func() bool { return w.engine.Runs(digest("app:1")) == 1 })
+	ran := time.Now()
+	w.await("a look takes longer than the start period", func() bool { return time.Since(ran) > 2500*time.Millisecond })
+	seen := odd.looks.Load()
+	odd.hold(nil)
+	looks()
+	w.Kick(service.ID)
+	w.await("it was looked at more than once since", func() bool { return odd.looks.Load() >= seen+3 })
+	listens()
+	w.become(d.ID, platform.Healthy)
+	w.serves("web", "1.0")
+}
+
 func TestEngineThatFailsInTheMiddleOfAStartIsAskedAgain(t *testing.T) {
 	w := start(t)
 	service := w.service(spec("web"))

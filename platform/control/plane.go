@@ -289,7 +289,7 @@ func (p *Plane) Close() error {
 	p.wg.Wait()
 	p.follow() // where Start had begun and failed
 	p.collector.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := p.Store.ReleaseLease(ctx, lease, p.Node); err != nil {
 		return fmt.Errorf("releasing the lease: %w", err)

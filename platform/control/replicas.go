@@ -289,10 +289,36 @@ func (s *supervisor) bringBack(w *world, d *platform.Deployment, artifact platfo
 	})
 }
 
-// standStill puts forward what a candidate is measured by.
+// watched is for how long the ingress could have found that a run of a
+// candidate's replica is ready.
+func (r *releaseState) watched(replica platform.Replica) time.Duration {
+	now := time.Now()
+	w, run := r.watch[replica.Index], targetID(replica)
+	if w.run != run {
+		w = watch{run, now}
+		if r.watch == nil {
+			r.watch = map[int]watch{}
+		}
+		r.watch[replica.Index] = w
+	}
+	return now.Sub(w.since)
+}
+
+// standStill puts forward what a candidate is measured by, after a time in which
+// nothing was seen. Of two such times that overlap nothing counts twice.
 func (r *releaseState) standStill(away time.Duration) {
+	now := time.Now()
+	forward := func(t time.Time) time.Time {
+		if t = t.Add(away); t.After(now) {
+			return now
+		}
+		return t
+	}
 	if !r.since.IsZero() {
-		r.since = r.since.Add(away)
+		r.since = forward(r.since)
+	}
+	for index, w := range r.watch {
+		r.watch[index] = watch{w.run, forward(w.since)}
 	}
 }
 

@@ -26,6 +26,7 @@ type supervisor struct {
 	// Owned by the loop.
 	adopted    bool      // the first look at the runtime has been taken
 	blindSince time.Time // since when looking fails, zero while it does not
+	awaySince  time.Time // since when it is the engine that fails
 	releases   map[platform.ID]*releaseState
 	collected  map[string]bool // replicas whose output is copied
 
@@ -57,9 +58,17 @@ type releaseState struct {
 
 	unrestored error // why it was not, the last time
 
-	// since is when this supervisor first saw the candidate. It is put
-	// forward by the time in which nothing could be seen: what Denia or the
-	// engine was away for does not count against a release.
+	// since is when this supervisor first saw the candidate, watch since when
+	// the ingress probes its replicas, by their index. Both are put forward by
+	// the time in which nothing could be seen: what Denia or the engine was
+	// away for does not count against a release.
+	since time.Time
+	watch map[int]watch
+}
+
+// watch is of one run of a replica.
+type watch struct {
+	run   string
 	since time.Time
 }
 
@@ -259,7 +268,11 @@ func (s *supervisor) lost(w *world, began time.Time, err error) {
 		s.plane.logFailure("looking at service "+string(s.id), err)
 	}
 	if w == nil {
+		s.awaySince = time.Time{}
 		return
+	}
+	if s.awaySince.IsZero() {
+		s.awaySince = began
 	}
 	if !s.adopted || w.service.Stopped {
 		// The rows alone say whether requests are to wait; where nothing was
@@ -267,7 +280,7 @@ func (s *supervisor) lost(w *world, began time.Time, err error) {
 		s.configure(w)
 		s.observe(w, s.plane.Ingress.Status(s.id))
 	}
-	if d := w.candidate; d != nil && time.Since(s.blindSince) > blindAllowance {
+	if d := w.candidate; d != nil && time.Since(s.awaySince) > blindAllowance {
 		s.plane.end(s.ctx, *d, platform.Starting, platform.Failed, &platform.DeploymentError{Code: platform.CodeEngineUnavailable, Message: fmt.Sprintf(
 			"The engine did not answer for %s while the replicas were to start. See that it runs, then deploy again.", blindAllowance)})
 	}
@@ -280,7 +293,7 @@ func (s *supervisor) found() {
 		return
 	}
 	away := time.Since(s.blindSince)
-	s.blindSince = time.Time{}
+	s.blindSince, s.awaySince = time.Time{}, time.Time{}
 	s.plane.Log.Info("the service can be looked at again", "service", s.id, "after", away)
 	for _, r := range s.releases {
 		r.standStill(away)
