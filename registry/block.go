@@ -13,8 +13,8 @@ const (
 	// system is content with.
 	blockAlign = 4096
 
-	// maxBlocks bounds how many uploads have a block at a time, and thereby the
-	// memory of all of them. Others do with a buffer.
+	// maxBlocks bounds how many uploads have a block at a time. Others do with a
+	// buffer.
 	maxBlocks = 8
 )
 
@@ -23,11 +23,11 @@ const (
 // upload they would be most of what the registry has in memory at rest.
 var blocks = make(chan struct{}, maxBlocks)
 
-// takeBlock returns what to receive so many bytes into (-1: unknown): a block
-// if they may be many and not all are in use, else a buffer. Call the result's
-// second part when done.
-func takeBlock(length int64) ([]byte, func()) {
-	if length < 0 || length >= blockBytes {
+// takeBlock returns what to receive at least so many bytes into: a block if they
+// fill one and not all are in use, else a buffer. Call the result's second part
+// when done.
+func takeBlock(least int64) ([]byte, func()) {
+	if least >= blockBytes {
 		select {
 		case blocks <- struct{}{}:
 			return newBlock(), func() { <-blocks }

@@ -240,9 +240,9 @@ func (s *Disk) Uploads(ctx context.Context) ([]UploadInfo, error) {
 }
 
 // Commit turns an upload into content. It renames before it syncs, and syncs the
-// file and its name side by side: one journal transaction makes both durable. A
-// crash before that leaves a name without bytes, and that is nobody's content
-// yet.
+// file and its name side by side: both wait for the same disk. A crash before that
+// leaves a name, perhaps without its bytes. No row says that it is content, or
+// that of a quarantined blob does, and then the next start looks at the bytes.
 func (s *Disk) Commit(_ context.Context, id string, d digest.Digest) error {
 	from, err := s.upload(id)
 	if err != nil {
@@ -273,7 +273,6 @@ func (s *Disk) place(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	// Both wait for the same disk, and mostly for the same of its writes.
 	name := make(chan error, 1)
 	go func() { name <- syncDir(dir) }()
 	if err := errors.Join(syncFile(to), <-name); err != nil {
@@ -316,7 +315,8 @@ func (s *Disk) Size(_ context.Context, d digest.Digest) (int64, error) {
 }
 
 // Trash puts content aside. It need not be durable: what comes back after a
-// power loss has no row, and is put aside again.
+// power loss has no row, or is that of a quarantined blob, and the next start
+// looks at it.
 func (s *Disk) Trash(_ context.Context, d digest.Digest, gen int64) error {
 	path, err := s.content(d)
 	if err != nil {

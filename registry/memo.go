@@ -17,8 +17,8 @@ const (
 	memoBytes = 3 << 20
 	// memoEntryBytes is that estimate for one entry.
 	memoEntryBytes = 400
-	// memoManifestBytes is how large a manifest may be to be remembered; few
-	// are as large as a hundredth of it.
+	// memoManifestBytes is how large a manifest may be to be remembered; most
+	// have a few KiB.
 	memoManifestBytes = memoBytes / 16
 
 	memoStamps = 256

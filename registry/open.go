@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Defaults of Options.
@@ -37,6 +39,9 @@ type Registry struct {
 	metrics   *metrics
 
 	// ctx ends with Close; every goroutine of the registry is in tasks.
+	// returned are quarantined blobs that had a file when the store was opened.
+	returned []digest.Digest
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
@@ -99,9 +104,12 @@ func setDefault[T comparable](value *T, fallback T) {
 	}
 }
 
-// Start begins collecting, scrubbing and expiring. Call it once.
+// Start begins collecting, scrubbing, healing and expiring. Call it once.
 func (g *Registry) Start() {
 	g.spawn(g.collector.run)
+	if len(g.returned) > 0 {
+		g.spawn(g.heal)
+	}
 }
 
 // spawn runs task in a goroutine that Close waits for; the task's context ends

@@ -30,7 +30,7 @@ const (
 // A blob that is condemned is deleted. A file without a row was never
 // acknowledged, or is deleted already, and goes too. A live blob without a file
 // must not happen; it is quarantined, so that clients push it again, and
-// logged.
+// logged. Files of quarantined blobs are left to heal.
 func (g *Registry) recover(ctx context.Context) error {
 	r := &recovery{g: g, compared: map[string]bool{}}
 	if err := g.cfg.Storage.Walk(ctx, func(d digest.Digest) error { return r.found(ctx, d) }); err != nil {
@@ -49,9 +49,9 @@ func (g *Registry) recover(ctx context.Context) error {
 	if r.lost > 0 {
 		level = slog.LevelError
 	}
-	if r.lost+r.healed+r.deleted > 0 || freed > 0 {
+	if r.lost+r.deleted > 0 || freed > 0 {
 		g.cfg.Log.Log(ctx, level, "registry: brought the store into order",
-			"lost", r.lost, "healed", r.healed, "deleted", r.deleted, "freed_bytes", freed)
+			"lost", r.lost, "deleted", r.deleted, "freed_bytes", freed)
 	}
 	return nil
 }
@@ -64,7 +64,7 @@ type recovery struct {
 	files    []digest.Digest // of one bucket, not yet compared
 	compared map[string]bool // the buckets that were
 
-	lost, healed, deleted int
+	lost, deleted int
 }
 
 // bucketDigits is how much of a digest counts, so that a bucket of a large
@@ -190,21 +190,59 @@ func (r *recovery) both(ctx context.Context, row oci.Blob) error {
 		_, err := r.g.bury(ctx, row.Digest, row.Gen)
 		return err
 	case oci.Quarantined:
-		// The scrub leaves no file behind. This one had vanished, with a disk
-		// that was not mounted, say, and came back.
-		size, err := r.g.cfg.Storage.Size(ctx, row.Digest)
-		if err != nil {
-			return fmt.Errorf("measuring the file of blob %s: %w", row.Digest, err)
-		}
-		if size != row.Size {
-			return nil
-		}
-		r.healed++
-		if _, err := r.g.cfg.Metadata.Heal(ctx, row.Digest); err != nil {
-			return fmt.Errorf("healing blob %s: %w", row.Digest, err)
-		}
+		r.g.returned = append(r.g.returned, row.Digest)
 	}
 	return nil
+}
+
+// heal looks at the files of quarantined blobs that recovery found. They had
+// vanished, with a disk that was not mounted, say, and came back; or they are
+// what a power loss left of one that was put aside, or pushed again. Their bytes
+// tell. There may be very many, so the start does not wait for it.
+func (g *Registry) heal(ctx context.Context) {
+	healed := 0
+	for _, d := range g.returned {
+		ok, err := g.healBlob(ctx, d)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			g.cfg.Log.WarnContext(ctx, "registry: a quarantined blob could not be looked at", "digest", d, "err", err)
+		}
+		if ok {
+			healed++
+		}
+	}
+	g.cfg.Log.InfoContext(ctx, "registry: looked at the files of quarantined blobs", "files", len(g.returned), "healed", healed)
+	g.step("heal.done")
+}
+
+// healBlob makes a quarantined blob live again if its bytes are there, else puts
+// aside what is. Only a push of these very bytes waits for it.
+func (g *Registry) healBlob(ctx context.Context, d digest.Digest) (healed bool, err error) {
+	unlock, err := g.locks.lock(ctx, d)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	blob, found, err := g.cfg.Metadata.BlobState(ctx, d)
+	if err != nil || !found || blob.State != oci.Quarantined {
+		return false, err
+	}
+	switch _, err := g.verifyContent(ctx, d, 0); {
+	case errors.Is(err, errDamaged):
+		if err := g.cfg.Storage.Trash(ctx, d, blob.Gen); err != nil {
+			return false, fmt.Errorf("putting damaged blob %s aside: %w", d, err)
+		}
+		_, err := g.cfg.Storage.EmptyTrash(ctx)
+		return false, err
+	case err != nil:
+		return false, err
+	}
+	if healed, err = g.cfg.Metadata.Heal(ctx, d); err != nil {
+		return false, fmt.Errorf("healing blob %s: %w", d, err)
+	}
+	return healed, nil
 }
 
 func (r *recovery) rowOnly(ctx context.Context, row oci.Blob) error {

@@ -108,8 +108,8 @@ func (g *Registry) quarantine(ctx context.Context, d digest.Digest) error {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
-	// The file goes first: a quarantined blob that has one is none the scrub
-	// has seen, see recover.
+	// The file goes first: a crash leaves a live blob without one, which the
+	// next start quarantines.
 	if err := g.cfg.Storage.Trash(ctx, d, blob.Gen); err != nil {
 		return fmt.Errorf("putting damaged blob %s aside: %w", d, err)
 	}

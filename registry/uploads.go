@@ -286,7 +286,8 @@ func (c *call) receive(s *session, body io.Reader, length int64) (err error) {
 	}()
 
 	buf, done := takeBlock(length)
-	defer done()
+	defer func() { done() }()
+	unknown := length < 0
 	for unchecked := 0; ; {
 		n, reading := readUntilFull(body, buf)
 		if n > 0 {
@@ -303,6 +304,12 @@ func (c *call) receive(s *session, body io.Reader, length int64) (err error) {
 			return nil
 		case reading != nil:
 			return &bodyError{reading}
+		}
+		if unknown {
+			// It fills a buffer, and may go on for long.
+			unknown = false
+			done()
+			buf, done = takeBlock(blockBytes)
 		}
 		if unchecked += n; unchecked >= spaceCheckBytes {
 			unchecked = 0
