@@ -24,13 +24,13 @@ func endless(r *http.Request) {
 // the server sends three for each answer: one before the write, one after it, and
 // one for what is still buffered at the end. The first, left in place until the
 // stream ends, bounds all of that. What others may write afterwards is bounded as
-// always.
+// always, and so is an answer for which clients get time by its length.
 func whole(r *http.Request) (written func()) {
 	if r.ProtoMajor != 2 {
 		return nil
 	}
 	_, writer := caddyhttp.IdleTimeoutsFromContext(r.Context())
-	if writer == nil || !writer.ClearBetweenWrites {
+	if writer == nil || !writer.ClearBetweenWrites || writer.Deadline.MinRate > 0 {
 		return nil
 	}
 	writer.ClearBetweenWrites = false

@@ -11,11 +11,12 @@ import (
 const (
 	// headroom is what may be allocated from one collection to the next. What
 	// is alive is little, some 10 to 20 MiB, and nearly all that a request
-	// allocates dies with it, so this alone says how often the collector runs
-	// for a number of requests. Of a percentage, many connections would make more.
+	// allocates dies with it, so this says how often the collector runs for a
+	// number of requests. Of a percentage, many connections would make more.
 	headroom = 16 << 20
 
-	// leastPercent is for large heaps, whose collections cost more.
+	// leastPercent is for heaps in which more than that is alive, whose
+	// collections cost more.
 	leastPercent, mostPercent = 100, 400
 
 	// leastMemoryLimit is room enough for everything but a leak.

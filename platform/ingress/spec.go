@@ -43,9 +43,9 @@ type Options struct {
 	// timeouts for what a body usually is. nil: it has none.
 	Endless func(*http.Request)
 
-	// Whole is called when the next write to the client is the only one and ends
-	// the answer, and what it returns, unless nil, after that write. nil: that is
-	// of no interest.
+	// Whole is called when what is written to the client next, by one write or by
+	// none, is all of the answer, and what it returns, unless nil, after that. It
+	// is not called for every such answer. nil: that is of no interest.
 	Whole func(*http.Request) (written func())
 
 	// TransportOnly has net/http's transport carry the plain requests as well,
