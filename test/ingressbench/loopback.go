@@ -14,7 +14,7 @@ import (
 // does there for each packet is charged to who sends it. The same for all
 // proxies, and so more, in relation, for those that do little themselves. To
 // see them without it, the replica's address is taken onto the machine's
-// loopback, where nginx answers as it does in the container.
+// loopback, where nginx answers the kinds of load as it does in the container.
 
 // takeOver has nginx on loopback answer in place of the replicas, for all
 // proxies, until giveBack, which it always returns, has been called. It takes

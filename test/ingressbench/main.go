@@ -8,6 +8,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -81,7 +82,7 @@ func main() {
 	}
 	flag.Func("only", "measure only what matches this `expression`: the kinds of load, "+mSockets+", "+mPromote+", hosts", matching(&o.only))
 	flag.Func("proxies", "measure only proxies that match this `expression`", matching(&o.proxies))
-	flag.BoolVar(&o.loopback, "loopback", false, "have the replica answer on loopback, without the engine's bridge; only the kinds of load")
+	flag.BoolVar(&o.loopback, "loopback", false, "as root: have the replica answer on loopback, without the engine's bridge; only the kinds of load")
 	replica := flag.Bool("replica", false, "serve as the replica, for a run of this program")
 	hosts := flag.Int("hosts", 0, "measure the route table with this many `hosts`, for a run of this program")
 	to := flag.String("to", "", "`address` of the replica the hosts are routed to")
@@ -141,6 +142,9 @@ func (o options) files() string {
 }
 
 func measure(ctx context.Context, o options) (err error) {
+	if o.loopback && os.Geteuid() != 0 {
+		return errors.New("-loopback gives the machine an address, which takes root")
+	}
 	b := &run{options: o}
 	if b.servers.Program, err = filepath.Abs(o.denia); err != nil {
 		return err

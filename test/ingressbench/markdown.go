@@ -13,7 +13,7 @@ func (b *run) page(charted bool) string {
 		title, command, where = "The ingress on loopback, measured", "scripts/bench-ingress -loopback", "on the machine's loopback: what the kernel does for each packet on the engine's bridge, which is the same for all of them, is left out"
 	}
 	p.Begin(b.report, title, command, b.files()+".json",
-		"All proxies are before the same replica, "+where+". Caddy is `reverse_proxy` in Denia's own program, with 512 idle connections. Denia writes its access entries; nginx, HAProxy and `caddy` write nothing, `caddy, access log` is what both logging is compared with, and `caddy, no proxy` is Caddy's server that answers by itself: what every proxy within it adds to. The replica is nginx, on two processes, with sendfile.")
+		"All proxies are before the same replica, "+where+". Caddy is `reverse_proxy` in Denia's own program, with 512 idle connections. Denia writes its access entries; nginx, HAProxy and `caddy` write nothing, `caddy, access log` is what both logging is compared with, and `caddy, no proxy` is Caddy's server that answers by itself: what every proxy within it adds to. The replica is nginx with sendfile.")
 	if b.settings() != full.settings() {
 		p.Printf("**A short run: the targets are set for the full one.**\n\n")
 	}

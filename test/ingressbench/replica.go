@@ -45,6 +45,7 @@ func replicaServer(address, files string) string {
 		sendfile on;
 		tcp_nopush on;
 		default_type application/octet-stream;
+		location = / { return 200; }
 		location = /200 { return 200 "%s"; }
 		location = /65536 { root %s; }
 		location = /1048576 { root %[3]s; }
