@@ -31,7 +31,7 @@ func ParseRange(header string, size int64) (r Range, partial bool, err error) {
 	if !ok || size == 0 {
 		return Range{}, false, nil
 	}
-	from, to, ok := strings.Cut(strings.TrimSpace(spec), "-")
+	from, to, ok := strings.Cut(strings.Trim(spec, " \t"), "-")
 	if !ok {
 		return Range{}, false, nil
 	}
