@@ -13,7 +13,7 @@ const (
 	// is alive is little, some 10 to 20 MiB, and nearly all that a request
 	// allocates dies with it, so this says how often the collector runs for a
 	// number of requests. Of a percentage, many connections would make more.
-	headroom = 16 << 20
+	headroom = 14 << 20
 
 	// leastPercent is for heaps in which more than that is alive, whose
 	// collections cost more.
