@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -149,6 +150,7 @@ func (e *Engine) serveRegistry(w http.ResponseWriter, r *http.Request) {
 	reader, writer := caddyhttp.IdleTimeoutsFromContext(r.Context())
 	if reader != nil {
 		defer reader.Override(transferStall, 0)()
+		reader.ReadCloser = gathered{reader.ReadCloser}
 	}
 	if writer != nil {
 		defer writer.Override(transferStall, 0, piece)()
@@ -164,6 +166,21 @@ func (e *Engine) serveRegistry(w http.ResponseWriter, r *http.Request) {
 
 // transferStall is how long a transfer of the registry may stand still.
 const transferStall = 2 * time.Minute
+
+// gathered is a body that gives as much as was asked for, or what came within a
+// second. Caddy sets a deadline for each read, and of a body in chunks a read is
+// no more than one of them, which most clients make of 32 KiB.
+type gathered struct{ io.ReadCloser }
+
+func (g gathered) Read(p []byte) (n int, err error) {
+	began := time.Now()
+	for {
+		m, err := g.ReadCloser.Read(p[n:])
+		if n += m; err != nil || n == len(p) || time.Since(began) > time.Second {
+			return n, err
+		}
+	}
+}
 
 // scheme is the one by which the client reached the registry.
 func scheme(r *http.Request) string {

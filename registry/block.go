@@ -18,9 +18,9 @@ const (
 	maxBlocks = 8
 )
 
-// blocks holds something for each block in use. Those that are not are garbage: to
-// make one costs an upload of its size next to nothing, and kept for the next
-// upload they would be most of what the registry has in memory at rest.
+// blocks holds something for each block in use. Those that are not are not kept:
+// to make one costs an upload of its size next to nothing, and they would be most
+// of what the registry has in memory at rest.
 var blocks = make(chan struct{}, maxBlocks)
 
 // takeBlock returns what to receive at least so many bytes into: a block if they
@@ -30,7 +30,11 @@ func takeBlock(least int64) ([]byte, func()) {
 	if least >= blockBytes {
 		select {
 		case blocks <- struct{}{}:
-			return newBlock(), func() { <-blocks }
+			block, free := newBlock()
+			return block, func() {
+				free()
+				<-blocks
+			}
 		default:
 		}
 	}
@@ -38,7 +42,8 @@ func takeBlock(least int64) ([]byte, func()) {
 	return *buf, func() { giveBuffer(buf) }
 }
 
-func newBlock() []byte {
+// heapBlock is a block as Go has memory.
+func heapBlock() []byte {
 	room := make([]byte, blockBytes+blockAlign)
 	skip := (blockAlign - addressOf(room)%blockAlign) % blockAlign
 	return room[skip : skip+blockBytes : skip+blockBytes]

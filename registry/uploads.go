@@ -290,6 +290,19 @@ func (c *call) receive(s *session, body io.Reader, length int64) (err error) {
 	unknown := length < 0
 	for unchecked := 0; ; {
 		n, reading := readUntilFull(body, buf)
+		if unknown && reading == nil {
+			// It fills a buffer, and may go on for long.
+			unknown = false
+			if block, free := takeBlock(blockBytes); len(block) > n {
+				copy(block, buf[:n])
+				done()
+				buf, done = block, free
+				more, err := readUntilFull(body, buf[n:])
+				n, reading = n+more, err
+			} else {
+				free()
+			}
+		}
 		if n > 0 {
 			s.saved = false
 			s.hash.Write(buf[:n])
@@ -304,12 +317,6 @@ func (c *call) receive(s *session, body io.Reader, length int64) (err error) {
 			return nil
 		case reading != nil:
 			return &bodyError{reading}
-		}
-		if unknown {
-			// It fills a buffer, and may go on for long.
-			unknown = false
-			done()
-			buf, done = takeBlock(blockBytes)
 		}
 		if unchecked += n; unchecked >= spaceCheckBytes {
 			unchecked = 0

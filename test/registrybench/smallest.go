@@ -18,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // smallest is what no registry in Go can do with less: it takes a blob by POST,
@@ -110,8 +112,17 @@ func (s *smallest) receive(r *http.Request) error {
 		return err
 	}
 	const align = 4096 // of what is written past the page cache
-	room := make([]byte, 1<<20+align)
-	piece := room[(align-int(uintptr(unsafe.Pointer(&room[0]))%align))%align:][:1<<20]
+	const huge = 2 << 20
+	room, err := unix.Mmap(-1, 0, 2*huge, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Munmap(room) }()
+	room = room[(huge-int(uintptr(unsafe.Pointer(&room[0]))%huge))%huge:][:huge]
+	if err := unix.Madvise(room, unix.MADV_HUGEPAGE); err != nil {
+		return err
+	}
+	piece := room[:1<<20]
 	for {
 		n, reading := io.ReadFull(r.Body, piece)
 		_, _ = u.hash.Write(piece[:n]) // never fails (hash.Hash)
