@@ -173,6 +173,10 @@ func TestAnswersAreTheSameWhoeverCarriesThem(t *testing.T) {
 						return
 					}
 					io.Copy(io.Discard, r.Body)
+					answer := answer
+					if head, _, found := strings.Cut(answer, "\r\n\r\nhello"); found && r.Method == http.MethodHead && name != "more than the end" {
+						answer = head + "\r\n\r\n" // the transport may take a body for the next answer
+					}
 					io.WriteString(c, answer)
 					if strings.HasPrefix(name, "cut") || strings.HasPrefix(name, "old") || name == "until the end" {
 						return
