@@ -38,10 +38,10 @@ type Registry struct {
 	cache     *cache
 	metrics   *metrics
 
-	// ctx ends with Close; every goroutine of the registry is in tasks.
 	// returned are quarantined blobs that had a file when the store was opened.
 	returned []digest.Digest
 
+	// ctx ends with Close; every goroutine of the registry is in tasks.
 	ctx    context.Context
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup

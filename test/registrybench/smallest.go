@@ -118,11 +118,11 @@ func (s *smallest) receive(r *http.Request) error {
 		return err
 	}
 	defer func() { _ = unix.Munmap(room) }()
-	room = room[(huge-int(uintptr(unsafe.Pointer(&room[0]))%huge))%huge:][:huge]
-	if err := unix.Madvise(room, unix.MADV_HUGEPAGE); err != nil {
+	page := room[(huge-int(uintptr(unsafe.Pointer(&room[0]))%huge))%huge:][:huge]
+	if err := unix.Madvise(page, unix.MADV_HUGEPAGE); err != nil {
 		return err
 	}
-	piece := room[:1<<20]
+	piece := page[:1<<20]
 	for {
 		n, reading := io.ReadFull(r.Body, piece)
 		_, _ = u.hash.Write(piece[:n]) // never fails (hash.Hash)
