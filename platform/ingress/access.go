@@ -42,10 +42,11 @@ type noted struct {
 // note adds the finished exchange to the entries and counts of its service. It
 // is called whichever way the exchange ended.
 func (x *exchange) note() {
-	took := time.Since(x.began)
+	now := time.Now()
+	took := now.Sub(x.began)
 	r := x.pool.recorder()
 	e := platform.AccessEntry{
-		TS: x.began.Add(took), Method: x.r.Method, Protocol: x.r.Proto, Host: x.r.Host, Path: x.r.URL.Path, Query: x.r.URL.RawQuery,
+		TS: now, Method: x.r.Method, Protocol: x.r.Proto, Host: x.r.Host, Path: x.r.URL.Path, Query: x.r.URL.RawQuery,
 		Status: x.status, BytesIn: x.body.taken.Load(), BytesOut: x.sent,
 		Duration: took, Waited: x.wait.waited, ColdStart: x.wait.cold && x.tried != nil,
 		RequestID: x.id,

@@ -356,6 +356,47 @@ func TestRequestThatMayHaveTakenEffectIsNotSentAgain(t *testing.T) {
 	}
 }
 
+// A kept connection that breaks is no sign of a broken replica, so the request
+// gets another at once; but that counts.
+func TestRequestIsSentThreeTimesAtMost(t *testing.T) {
+	var sent atomic.Int32
+	w := newWorld(t, ingress.Options{})
+	w.Configure(w.spec(bare(raw(t, func(c net.Conn, from *bufio.Reader) {
+		for {
+			r, err := http.ReadRequest(from)
+			if err != nil {
+				return
+			}
+			if sent.Add(1); r.URL.Path != "/keep" {
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}
+	}))))
+	w.get("/keep")
+	sent.Store(0)
+	if a := w.get("/"); a.StatusCode != http.StatusBadGateway || sent.Load() != 3 {
+		t.Errorf("GET: %d, sent %d times, want three", a.StatusCode, sent.Load())
+	}
+}
+
+// Once something of an answer came the replica has acted, whatever the method.
+func TestBegunAnswerIsNotAskedForAgain(t *testing.T) {
+	for _, begun := range []string{"HTTP/1.1 20", "HTTP/1.1 103 Early Hints\r\n\r\n", "HTTP/1.1 200 OK\nContent-Length: 2\n\nok"} {
+		var sent atomic.Int32
+		w := newWorld(t, ingress.Options{})
+		w.Configure(w.spec(bare(raw(t, func(c net.Conn, from *bufio.Reader) {
+			if _, err := http.ReadRequest(from); err == nil {
+				sent.Add(1)
+				io.WriteString(c, begun)
+			}
+		}))))
+		if a := w.do(w.request(http.MethodDelete, "/", nil)); a.StatusCode != http.StatusBadGateway || sent.Load() != 1 {
+			t.Errorf("%q: DELETE answers %d, and was sent %d times", begun, a.StatusCode, sent.Load())
+		}
+	}
+}
+
 func TestRequestThatDiedUnreadIsSentAgain(t *testing.T) {
 	for _, dies := range []bool{true, false} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")

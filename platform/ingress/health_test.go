@@ -154,3 +154,30 @@ func TestCrashIsNoticedWithoutARequest(t *testing.T) {
 	b.kill()
 	w.until("it is not ready", func(s ingress.PoolStatus) bool { return !s.Targets[0].Ready })
 }
+
+// A replica that passes its probes and breaks what it is asked is quick about
+// it, and so has the fewest requests in flight. It must not be given them all.
+func TestReplicaThatBreaksRequestsIsEjected(t *testing.T) {
+	var broken atomic.Int32
+	bad := newBackend(t, func(http.ResponseWriter, *http.Request) {
+		broken.Add(1)
+		panic(http.ErrAbortHandler)
+	})
+	good := newBackend(t, says("good"))
+	w := newWorld(t, ingress.Options{})
+	w.serve(target("bad", bad.URL), target("good", good.URL))
+	failed := 0
+	for range 200 {
+		if a := w.do(w.request(http.MethodPost, "/", strings.NewReader("x"))); a.StatusCode != http.StatusOK {
+			failed++
+		}
+	}
+	if failed != 3 || broken.Load() != 3 {
+		t.Errorf("%d of 200 requests failed, the broken replica got %d: want 3", failed, broken.Load())
+	}
+	// Where there is no other, it is tried all the same.
+	w.Configure(w.spec(target("bad", bad.URL)))
+	if a := w.get("/"); a.StatusCode != http.StatusBadGateway || broken.Load() == 3 {
+		t.Errorf("alone it answers %d after %d requests", a.StatusCode, broken.Load())
+	}
+}

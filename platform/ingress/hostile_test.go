@@ -174,6 +174,7 @@ func TestMalformedAnswerIs502(t *testing.T) {
 		"endless line":         "HTTP/1.1 200 " + strings.Repeat("K", 100_000),
 		"endless interim":      strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 200) + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
 		"switches protocols":   "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+		"many trailers":        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x" + strings.Repeat(",x", 20_000) + "\r\n\r\n0\r\n\r\n",
 		"status out of bounds": "HTTP/1.1 042 Low\r\nContent-Length: 2\r\n\r\nok",
 	} {
 		replica := newAnswering(t, answer)

@@ -46,7 +46,7 @@ var (
 	}
 	refuseStalled = &refusal{
 		status: http.StatusRequestTimeout, code: "body_stalled", title: "The request stalled",
-		detail: "Nothing more of the request body came for longer than the server waits.",
+		detail: "Nothing more of the request body came for longer than the server's configuration allows (read_body_idle).",
 	}
 )
 

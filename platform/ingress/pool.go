@@ -178,7 +178,8 @@ func (p *pool) settle(ctx context.Context, u *upstream, wait *patience) {
 }
 
 // pick returns the target with the least load, nil when there is none. It
-// starts at a random one: ties must not all go to the first.
+// starts at a random one: ties must not all go to the first. One that breaks
+// requests is taken only where there is no other.
 func (v *view) pick(avoid *upstream) *upstream {
 	n := len(v.targets)
 	if n == 0 {
@@ -189,6 +190,7 @@ func (v *view) pick(avoid *upstream) *upstream {
 	}
 	var best *upstream
 	var least int64
+	var worst bool // best is ejected
 	at := rand.IntN(n)
 	for range n {
 		u := v.targets[at]
@@ -198,8 +200,9 @@ func (v *view) pick(avoid *upstream) *upstream {
 		if u == avoid {
 			continue
 		}
-		if load := u.inFlight(); best == nil || load < least {
-			best, least = u, load
+		load, ejected := u.inFlight(), u.ejected()
+		if best == nil || worst && !ejected || worst == ejected && load < least {
+			best, least, worst = u, load, ejected
 		}
 	}
 	return best

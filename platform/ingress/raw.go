@@ -79,12 +79,14 @@ func (x *exchange) forwardPlain(u *upstream) *failure {
 	// A replica may give an idle connection up at any time. A request that it
 	// cannot have begun, or that it may get twice, gets a connection of its
 	// own at once; that it was repeated is no sign of a broken replica.
-	if failed != nil && h.reused && (failed.unsent || idempotent(x.r) && h.unanswered()) &&
+	if failed != nil && h.reused && (failed.unsent || x.tries == 1 && idempotent(x.r) && h.unanswered()) &&
 		x.r.Context().Err() == nil && !u.ended.Load() {
 		first := failed
 		h.drop()
 		h.now = time.Now()
+		x.tries++
 		if failed = h.try(true); failed != nil && !first.unsent {
+			failed.twice = !failed.unsent
 			failed.unsent = false
 		}
 	}
@@ -122,7 +124,10 @@ func (h *hop) try(anew bool) *failure {
 		h.drop()
 	}
 	if err != nil {
-		return &failure{err: err, unsent: h.c.untouchedSince(h.before.sent), unread: h.c.unreadSince(h.before)}
+		return &failure{
+			err: err, unsent: h.c.untouchedSince(h.before.sent), unread: h.c.unreadSince(h.before),
+			final: !h.unanswered(), // what came may have been acted upon
+		}
 	}
 	if h.head.status == http.StatusSwitchingProtocols {
 		return &failure{err: errSwitchUnasked, final: true}

@@ -256,6 +256,9 @@ func (h *hop) readTrailers() error {
 			return err
 		}
 		if trailable(f.name) {
+			if len(h.trailers) == maxListed {
+				return errTrailers
+			}
 			h.trailers = append(h.trailers, f)
 		}
 	}

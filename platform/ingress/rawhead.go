@@ -61,6 +61,7 @@ var (
 	errLengthCoding  = errors.New("malformed answer: it has both a Content-Length and a Transfer-Encoding")
 	errCodingIn10    = errors.New("malformed answer: HTTP/1.0 has no Transfer-Encoding")
 	errListed        = fmt.Errorf("malformed answer: Connection lists more than %d fields", maxListed)
+	errTrailers      = fmt.Errorf("malformed answer: more than %d trailers", maxListed)
 	errManyInterim   = errors.New("the replica sent too many informational answers")
 	errSwitchUnasked = errors.New("the replica switched protocols unasked")
 	errDisturbed     = errors.New("the replica closed a connection, or sent something over it unasked")
@@ -105,7 +106,9 @@ func (a *answerHead) parse(text string, head bool) error {
 				continue
 			}
 		case "Trailer":
-			a.announce(f.value)
+			if err := a.announce(f.value); err != nil {
+				return err
+			}
 			continue
 		case "Content-Type":
 			kind, _, _ := strings.Cut(f.value, ";")
@@ -204,13 +207,17 @@ func (a *answerHead) setLength(f *field) (again bool, err error) {
 }
 
 // announce takes a Trailer field.
-func (a *answerHead) announce(value string) {
+func (a *answerHead) announce(value string) error {
 	for name := range strings.SplitSeq(value, ",") {
 		name = textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name))
 		if end, _ := scanName(name); end == len(name) && end > 0 && trailable(name) {
+			if len(a.trailers) == maxListed {
+				return errTrailers
+			}
 			a.trailers = append(a.trailers, name)
 		}
 	}
+	return nil
 }
 
 // trailable tells whether a field may stand after the body: not what frames or

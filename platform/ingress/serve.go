@@ -43,7 +43,8 @@ type failure struct {
 	view   *bodyView // what the attempt read, nil for nothing
 	unsent bool      // surely nothing of the request reached the replica
 	unread bool      // some of the request was never read by the replica
-	final  bool      // another attempt would fail the same way
+	final  bool      // there must be no other attempt, or it would fail the same way
+	twice  bool      // it was sent again, and both times something may have arrived
 
 	refused *refusal // what to tell the client, as it is at fault; else nil
 }
@@ -53,6 +54,7 @@ type failure struct {
 // so that the client can tell.
 func (in *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := exchange{in: in, w: w, r: r, id: requestID(r)}
+	x.body.src, x.body.length = r.Body, r.ContentLength
 	x.began = time.Now()
 	x.pool = in.hosts.Load().lookup(r.Host)
 	if x.pool == nil {
@@ -89,7 +91,7 @@ func (x *exchange) serve() {
 		x.refuse(refuseRequest)
 		return
 	}
-	x.body.src, x.body.length = x.r.Body, x.r.ContentLength
+	x.body.src, x.body.length = x.r.Body, x.r.ContentLength // connect has made another request
 	defer x.body.done()
 
 	ctx := x.r.Context()
@@ -105,10 +107,13 @@ func (x *exchange) serve() {
 		}
 		failed := x.attempt(u)
 		if failed == nil {
+			u.answered()
 			return
 		}
 		if !failed.unsent {
-			broken++
+			if broken++; failed.twice {
+				broken++
+			}
 		}
 		switch {
 		case failed.refused != nil:
@@ -126,12 +131,16 @@ func (x *exchange) serve() {
 		case failed.final || !x.body.replayable(failed.view) || broken > maxBroken || !failed.unsent && !x.repeatable(u, failed):
 			x.in.options.Log.Warn("a replica did not answer", "service", x.pool.name(), "replica", u.target.ID,
 				"method", x.r.Method, "error", failed.err, "request_id", x.id)
+			if !failed.unsent {
+				u.failed()
+			}
 			x.refuse(refuseBroken(x.pool.name(), broken > 1))
 		case attempts >= maxAttempts || wait.left() <= 0:
 			x.refuse(refuseTimeout(x.pool.name(), wait.total))
 		default:
 			avoid = u
 			if !failed.unsent {
+				u.failed()
 				x.pool.settle(ctx, u, wait)
 			}
 			continue

@@ -40,6 +40,7 @@ func TestWhatIsLeftOfABodyIsNoRequest(t *testing.T) {
 			spec.Stopped = true
 			w.Configure(spec)
 		},
+		"no service": func(w *world, _ string) { w.SetRoutes(nil) },
 	}
 	for kind, request := range requests {
 		for who, answer := range answers {

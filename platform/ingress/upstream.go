@@ -63,6 +63,9 @@ type upstream struct {
 	// claim.
 	load atomic.Int64
 
+	failures     atomic.Int32 // requests in a row that it took and gave no proper answer to
+	ejectedUntil atomic.Int64 // Unix nanoseconds; see ejected
+
 	ctx       context.Context // ends dials and probes
 	cancel    context.CancelFunc
 	kick      chan struct{}      // size 1: probe soon
@@ -139,6 +142,35 @@ func (u *upstream) claim() bool {
 	}
 	u.release()
 	return false
+}
+
+// ejectAfter is how many requests in a row a target fails before others are
+// preferred, ejectFor for how long.
+const (
+	ejectAfter = 3
+	ejectFor   = 10 * time.Second
+)
+
+// failed takes note of a request that u broke off. What fails is quick, and so
+// the target with the fewest requests in flight: without this, one that passes
+// its probes and breaks all requests would be given most of them.
+func (u *upstream) failed() {
+	if u.failures.Add(1) >= ejectAfter {
+		u.ejectedUntil.Store(time.Now().Add(ejectFor).UnixNano())
+	}
+}
+
+// answered takes note of a proper answer.
+func (u *upstream) answered() {
+	if u.failures.Load() > 0 {
+		u.failures.Store(0)
+	}
+}
+
+// ejected tells whether others are to be preferred. Once its time is over, the
+// next failure ejects u again, and the next answer ends it.
+func (u *upstream) ejected() bool {
+	return u.failures.Load() >= ejectAfter && time.Now().UnixNano() < u.ejectedUntil.Load()
 }
 
 // release counts a claimed request out.
