@@ -2,16 +2,19 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/certmagic"
 )
 
-// Caddy's events that concern certificates.
+// Caddy's events that concern configurations and certificates.
 const (
-	eventStarted   = "started" // the configuration, as a whole
+	eventStarted   = "started"  // the configuration, as a whole
+	eventStopping  = "stopping" // before any of its apps is told to
 	eventObtaining = "cert_obtaining"
 	eventObtained  = "cert_obtained"
 	eventFailed    = "cert_failed"
@@ -25,7 +28,7 @@ func (a *App) listen(ctx caddy.Context) error {
 		return fmt.Errorf("loading the app events: %w", err)
 	}
 	return module.(*caddyevents.App).Subscribe(&caddyevents.Subscription{
-		Events:   []string{eventStarted, eventObtaining, eventObtained, eventFailed},
+		Events:   []string{eventStarted, eventStopping, eventObtaining, eventObtained, eventFailed},
 		Handlers: []caddyevents.Handler{listener{a}},
 	})
 }
@@ -35,6 +38,9 @@ type listener struct{ app *App }
 
 // Handle implements caddyevents.Handler.
 func (l listener) Handle(_ context.Context, event caddy.Event) error {
+	if event.Name() == eventStopping {
+		return l.app.outlive()
+	}
 	engine := l.app.current()
 	if engine == nil {
 		return nil
@@ -59,6 +65,24 @@ func (l listener) Handle(_ context.Context, event caddy.Event) error {
 			engine.certificates.failure(name, renewal, err)
 		}
 	}
+	return nil
+}
+
+// outlive has requests and streams live on after a reload, over HTTP/3 as well:
+// after the grace period Caddy closes the connections of that protocol alone. The
+// period is for the end of the process.
+func (a *App) outlive() error {
+	if caddy.Exiting() {
+		return nil
+	}
+	module, err := a.ctx.AppIfConfigured("http")
+	if errors.Is(err, caddy.ErrNotConfigured) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	module.(*caddyhttp.App).GracePeriod = 0 // none
 	return nil
 }
 

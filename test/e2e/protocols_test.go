@@ -42,29 +42,7 @@ func startEdge(t testing.TB) *edge {
 	e := &edge{trusting: freePort(t)}
 	e.server = &server{t: t, dir: t.TempDir(), port: freePort(t), https: freePort(t), admin: freePort(t), token: "dn_adm_e2e-test-admin-token", log: &logBuffer{}}
 	e.data = filepath.Join(e.dir, "data")
-	e.configure(fmt.Sprintf(`{
-	admin 127.0.0.1:%d
-	persist_config off
-	grace_period 10s
-	skip_install_trust
-	auto_https disable_redirects
-	servers 127.0.0.1:%d {
-		trusted_proxies static 127.0.0.1
-	}
-	denia {
-		data_dir %s
-	}
-}
-http://:%d, http://:%[2]d {
-	bind 127.0.0.1
-	denia
-}
-https://app.localhost:%[5]d, https://grpc.localhost:%[5]d {
-	bind 127.0.0.1
-	tls internal
-	denia
-}
-`, e.admin, e.trusting, e.data, e.port, e.https))
+	e.serve("10s", "")
 	t.Cleanup(func() {
 		e.removeEverything()
 		e.stop()
@@ -92,6 +70,34 @@ https://app.localhost:%[5]d, https://grpc.localhost:%[5]d {
 		t.Fatal(err)
 	}
 	return e
+}
+
+// serve writes the Caddyfile, with further sites.
+func (e *edge) serve(grace, sites string) {
+	e.t.Helper()
+	e.configure(fmt.Sprintf(`{
+	admin 127.0.0.1:%d
+	persist_config off
+	grace_period %[6]s
+	skip_install_trust
+	auto_https disable_redirects
+	servers 127.0.0.1:%[2]d {
+		trusted_proxies static 127.0.0.1
+	}
+	denia {
+		data_dir %[3]s
+	}
+}
+http://:%[4]d, http://:%[2]d {
+	bind 127.0.0.1
+	denia
+}
+https://app.localhost:%[5]d, https://grpc.localhost:%[5]d {
+	bind 127.0.0.1
+	tls internal
+	denia
+}
+%[7]s`, e.admin, e.trusting, e.data, e.port, e.https, grace, sites))
 }
 
 func (e *edge) rootFile() string { return filepath.Join(e.dir, "root.pem") }

@@ -108,6 +108,73 @@ func TestReloadCutsNothing(t *testing.T) {
 	s.answers("app.localhost", "deployed")
 }
 
+// A reload leaves the streams of every version of HTTP alone, and does so for
+// longer than requests have at the end of the process.
+func TestReloadCutsNoVersion(t *testing.T) {
+	e := startEdge(t)
+	e.running("app", "hello", nil)
+	reload := func(n int) {
+		t.Helper()
+		e.serve("1s", fmt.Sprintf("http://unrelated.test:%d {\n\tbind 127.0.0.1\n\trespond %d\n}\n", e.port, n))
+		if out, err := e.reload(); err != nil {
+			t.Fatalf("reload: %v\n%s", err, out)
+		}
+		if status, _ := e.get("unrelated.test", "/"); status != n {
+			t.Fatalf("the other site answers %d, want %d", status, n)
+		}
+	}
+	reload(600)
+	type stream struct {
+		name   string
+		events *bufio.Scanner
+		seen   int
+		socket *websocket.Conn
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var streams []*stream
+	for _, v := range e.versions(t) {
+		answer, err := v.Do(v.request(t, "GET", "/sse?ms=50", nil).WithContext(ctx))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		socket, _, err := websocket.Dial(ctx, v.base+"/ws", &websocket.DialOptions{HTTPClient: v.sockets})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = socket.CloseNow() }()
+		streams = append(streams, &stream{v.name, bufio.NewScanner(answer.Body), 0, socket})
+	}
+	goOn := func(events int) {
+		t.Helper()
+		for _, s := range streams {
+			for until := s.seen + events; s.seen < until && s.events.Scan(); {
+				if text, ok := strings.CutPrefix(s.events.Text(), "data: "); ok {
+					if text != fmt.Sprint(s.seen) {
+						t.Fatalf("%s: event %q, want %d", s.name, text, s.seen)
+					}
+					s.seen++
+				}
+			}
+			if err := s.events.Err(); err != nil {
+				t.Errorf("%s: cut after %d events: %v", s.name, s.seen, err)
+			}
+			if err := s.socket.Write(ctx, websocket.MessageText, []byte("on")); err != nil {
+				t.Errorf("%s: the WebSocket was cut: %v", s.name, err)
+			} else if _, got, err := s.socket.Read(ctx); err != nil || string(got) != "on" {
+				t.Errorf("%s: the WebSocket answers %q, %v", s.name, got, err)
+			}
+		}
+	}
+	goOn(1)
+	reload(601)
+	goOn(60) // which take three times what requests have at the end
+	for _, v := range e.versions(t) {
+		v.do(t, v.request(t, "GET", "/", nil), http.StatusOK)
+	}
+}
+
 // stream opens an API stream.
 func (s *server) stream(ctx context.Context, path string) (io.ReadCloser, error) {
 	request, err := http.NewRequestWithContext(ctx, "GET", s.url(path), nil)
