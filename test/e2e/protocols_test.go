@@ -51,24 +51,7 @@ func startEdge(t testing.TB) *edge {
 		}
 	})
 	e.run()
-	reply, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/pki/ca/local", e.admin))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reply.Body.Close()
-	var authority struct {
-		Root string `json:"root_certificate"`
-	}
-	if err := json.NewDecoder(reply.Body).Decode(&authority); err != nil {
-		t.Fatal(err)
-	}
-	e.roots = x509.NewCertPool()
-	if !e.roots.AppendCertsFromPEM([]byte(authority.Root)) {
-		t.Fatalf("no certificate: %q", authority.Root)
-	}
-	if err := os.WriteFile(e.rootFile(), []byte(authority.Root), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	e.roots = e.localRoots()
 	return e
 }
 
@@ -100,7 +83,32 @@ https://app.localhost:%[5]d, https://grpc.localhost:%[5]d {
 %[7]s`, e.admin, e.trusting, e.data, e.port, e.https, grace, sites))
 }
 
-func (e *edge) rootFile() string { return filepath.Join(e.dir, "root.pem") }
+func (s *server) rootFile() string { return filepath.Join(s.dir, "root.pem") }
+
+// localRoots has the certificate of Caddy's own authority, which is written to
+// rootFile as well.
+func (s *server) localRoots() *x509.CertPool {
+	s.t.Helper()
+	reply, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/pki/ca/local", s.admin))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer reply.Body.Close()
+	var authority struct {
+		Root string `json:"root_certificate"`
+	}
+	if err := json.NewDecoder(reply.Body).Decode(&authority); err != nil {
+		s.t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(authority.Root)) {
+		s.t.Fatalf("no certificate: %q", authority.Root)
+	}
+	if err := os.WriteFile(s.rootFile(), []byte(authority.Root), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return roots
+}
 
 // version is a client of one version of HTTP.
 type version struct {

@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,20 +19,24 @@ import (
 	"github.com/coder/websocket"
 )
 
-// activated starts a Denia whose listening socket is somebody else's, as
+// activated starts a Denia whose listening sockets are somebody else's, as
 // systemd's socket units have it.
 func activated(t testing.TB) *server {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	s := &server{t: t, dir: t.TempDir(), admin: freePort(t), token: "dn_adm_e2e-test-admin-token", log: &logBuffer{}}
+	for _, port := range []*int{&s.port, &s.https} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := l.(*net.TCPListener).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		*port = l.Addr().(*net.TCPAddr).Port
+		s.files = append(s.files, file)
+		_ = l.Close() // the file stays open
 	}
-	file, err := l.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &server{t: t, dir: t.TempDir(), port: l.Addr().(*net.TCPAddr).Port, admin: freePort(t), token: "dn_adm_e2e-test-admin-token", log: &logBuffer{}, files: []*os.File{file}}
-	_ = l.Close() // the file stays open
 	s.data = filepath.Join(s.dir, "data")
 	s.path = filepath.Join(s.dir, "denia")
 	if err := os.Link(binary, s.path); err != nil {
@@ -39,11 +45,17 @@ func activated(t testing.TB) *server {
 	s.configure(fmt.Sprintf(`{
 	admin 127.0.0.1:%d
 	persist_config off
-	shutdown_delay 500ms
+	shutdown_delay 1s
 	grace_period 10s
+	skip_install_trust
+	auto_https disable_redirects
+	on_demand_tls {
+		permission denia
+	}
 	servers {
 		listener_wrappers {
 			denia
+			tls
 		}
 	}
 	denia {
@@ -56,11 +68,23 @@ http:// {
 	}
 	denia
 }
+https:// {
+	bind fd/4 {
+		protocols h1 h2
+	}
+	tls {
+		issuer internal
+		on_demand
+	}
+	denia
+}
 `, s.admin, s.data))
 	t.Cleanup(func() {
 		s.removeEverything()
 		s.stop()
-		_ = file.Close()
+		for _, file := range s.files {
+			_ = file.Close()
+		}
 		if t.Failed() {
 			t.Logf("Denia's log:\n%s", tail(s.log.String(), 12000))
 		}
@@ -130,6 +154,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	n := amount(t, "DENIA_UPGRADE_SOCKETS", 50)
 	open := s.sockets(ctx, "app.localhost", n)
 	l := s.load("app.localhost", amount(t, "DENIA_UPGRADE_RATE", 100), false)
+	ended := s.secureLoad(ctx)
 
 	before := s.cmd.Process.Pid
 	if out, err := upgrade(program("broken", "\x7fELF, but not really")); err == nil || s.cmd.Process.Pid != before {
@@ -159,7 +184,52 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		t.Errorf("a program that fails: %v\n%s", err, out)
 	}
 	l.end()
+	ended()
 	s.answers("app.localhost", "hello")
+}
+
+// secureLoad has one client each of HTTP/1.1 and HTTP/2 with TLS send one request
+// after the other over kept connections, until it is told to end.
+func (s *server) secureLoad(ctx context.Context) (end func()) {
+	s.t.Helper()
+	roots := s.localRoots()
+	ctx, cancel := context.WithCancel(ctx)
+	var clients sync.WaitGroup
+	for major := 1; major <= 2; major++ {
+		transport := &http.Transport{
+			TLSClientConfig: &tls.Config{RootCAs: roots},
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", s.https))
+			},
+			Protocols: new(http.Protocols),
+		}
+		transport.Protocols.SetHTTP1(major == 1)
+		transport.Protocols.SetHTTP2(major == 2)
+		clients.Go(func() {
+			defer transport.CloseIdleConnections()
+			client := &http.Client{Transport: transport, Timeout: time.Minute}
+			for n := 0; ; n++ {
+				answer, err := client.Post("https://app.localhost/echo", "text/plain", strings.NewReader("body"))
+				if err == nil {
+					_, err = io.Copy(io.Discard, answer.Body)
+					_ = answer.Body.Close()
+				}
+				switch {
+				case ctx.Err() != nil:
+					s.t.Logf("%d requests over HTTP/%d with TLS", n, major)
+					return
+				case err != nil:
+					s.t.Errorf("HTTP/%d with TLS, request %d: %v", major, n, err)
+				case answer.StatusCode != http.StatusOK || answer.ProtoMajor != major:
+					s.t.Errorf("HTTP/%d with TLS, request %d: %s %s", major, n, answer.Proto, answer.Status)
+				}
+			}
+		})
+	}
+	return func() {
+		cancel()
+		clients.Wait()
+	}
 }
 
 // starts runs the process, and tells whether it came to listen.
