@@ -42,9 +42,9 @@ type Plane interface {
 	// DeleteService removes the service and everything it has; its volumes
 	// only when asked to.
 	DeleteService(ctx context.Context, id platform.ID, volumes bool) error
-	// Kick tells that the service was created or changed; routes show it when
+	// Kick tells that the services were created or changed; routes show it when
 	// Kick returns.
-	Kick(service platform.ID)
+	Kick(services ...platform.ID)
 	// AttachDomain records the service's claim to a host name, as a person
 	// writes it; its challenge is answered when AttachDomain returns.
 	AttachDomain(ctx context.Context, service platform.ID, hostname string) (platform.Domain, error)

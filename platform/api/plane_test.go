@@ -16,8 +16,8 @@ type fakePlane struct {
 
 	mu      sync.Mutex
 	applied []platform.ID
-	kicked  []platform.ID
-	volumes bool // the last DeleteService asked for them
+	kicked  [][]platform.ID // together
+	volumes bool            // the last DeleteService asked for them
 	subs    map[chan struct{}]platform.ID
 	panics  bool            // Restart does
 	proven  map[string]bool // hosts whose HTTP proof is found
@@ -132,9 +132,9 @@ func (p *fakePlane) Challenge(host, token string) bool {
 // knownToken is the token of a claim to every host but the control domain.
 const knownToken = "a-token-that-is-known"
 
-func (p *fakePlane) Kick(id platform.ID) {
+func (p *fakePlane) Kick(ids ...platform.ID) {
 	p.mu.Lock()
-	p.kicked = append(p.kicked, id)
+	p.kicked = append(p.kicked, ids)
 	p.mu.Unlock()
 	p.publish()
 }
@@ -182,7 +182,7 @@ func (p *fakePlane) Draining() <-chan struct{} { return p.draining }
 func (p *fakePlane) CheckReserve() error { return p.reserve }
 
 // took returns what was applied and kicked since the last call.
-func (p *fakePlane) took() (applied, kicked []platform.ID) {
+func (p *fakePlane) took() (applied []platform.ID, kicked [][]platform.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	applied, kicked = p.applied, p.kicked

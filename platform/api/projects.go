@@ -166,11 +166,13 @@ func (a *API) kickProject(ctx context.Context, project platform.ID) error {
 	if err != nil {
 		return err
 	}
+	var changed []platform.ID
 	for _, ref := range refs {
 		if ref.ProjectID == project {
-			a.Plane.Kick(ref.ID)
+			changed = append(changed, ref.ID)
 		}
 	}
+	a.Plane.Kick(changed...)
 	return nil
 }
 

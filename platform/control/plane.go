@@ -321,14 +321,16 @@ func (p *Plane) forget(s *supervisor) {
 	delete(p.supervisors, s.id)
 }
 
-// Kick says that something about the service has changed: it was created,
-// renamed, deleted, or has work to do. The route table shows it before Kick
+// Kick says that something about the services has changed: they were created,
+// renamed, deleted, or have work to do. The route table shows it before Kick
 // returns; everything else follows.
-func (p *Plane) Kick(id platform.ID) {
+func (p *Plane) Kick(ids ...platform.ID) {
 	if err := p.rebuildRoutes(p.ctx); err != nil && p.ctx.Err() == nil {
 		p.Log.Error("rebuilding the routes failed", "error", err)
 	}
-	p.wake(id)
+	for _, id := range ids {
+		p.wake(id)
+	}
 }
 
 func (p *Plane) wake(id platform.ID) {
