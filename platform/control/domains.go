@@ -126,7 +126,9 @@ func (p *Plane) checkDomain(ctx context.Context, d platform.Domain) (platform.Do
 		return d, err
 	}
 	if now.Status == platform.DomainVerified {
-		p.routeDomain(now.Hostname, now.ServiceID)
+		if err := p.routeDomain(ctx, now.Hostname, now.ServiceID); err != nil {
+			return d, err
+		}
 	} else {
 		p.unrouteDomain(now.Hostname, now.ServiceID)
 	}

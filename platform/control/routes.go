@@ -94,10 +94,15 @@ func (p *Plane) route(ctx context.Context, domains []platform.DomainName) error 
 
 // routeDomain routes a host name to a service, and to nobody else. p.routesMu
 // must be held.
-func (p *Plane) routeDomain(hostname string, service platform.ID) {
+func (p *Plane) routeDomain(ctx context.Context, hostname string, service platform.ID) error {
+	if _, known := p.hosts.byID[service]; !known { // it was made on another node
+		if err := p.route(ctx, p.hosts.names.Domains); err != nil {
+			return err
+		}
+	}
 	ref, known := p.hosts.byID[service]
 	if !known || p.checkReserved(hostname) != nil {
-		return // the service was deleted meanwhile, and the domain with it
+		return nil // the service was deleted meanwhile, and the domain with it
 	}
 	next := p.hosts
 	name := platform.DomainName{Hostname: hostname, ServiceID: service, TLS: ref.TLS}
@@ -108,6 +113,7 @@ func (p *Plane) routeDomain(hostname string, service platform.ID) {
 	}
 	p.tellNames(next)
 	p.Ingress.Change([]ingress.Route{{Host: hostname, ServiceID: service}}, nil)
+	return nil
 }
 
 // unrouteDomain takes a host name away from a service, if it has it. p.routesMu
