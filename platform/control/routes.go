@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -62,9 +63,10 @@ func (p *Plane) rereadRoutes(ctx context.Context) error {
 	return p.route(ctx, domains)
 }
 
-// route swaps in a table of the services as their rows are now, and of those of
-// the domains whose service exists and whose host name is not Denia's own. A
-// service's own host goes first: probes carry it. p.routesMu must be held.
+// route makes the table that of the services as their rows are now, and of those
+// of the domains, which are in order, whose service exists and whose host name is
+// not Denia's own. A service's own host goes first: probes carry it. p.routesMu
+// must be held.
 func (p *Plane) route(ctx context.Context, domains []platform.DomainName) error {
 	refs, err := p.Store.AllServices(ctx)
 	if err != nil {
@@ -87,9 +89,40 @@ func (p *Plane) route(ctx context.Context, domains []platform.DomainName) error 
 		}
 	}
 	p.claims.keep(func(service platform.ID) bool { _, known := next.byID[service]; return known })
+	before := p.hosts
 	p.tellNames(next)
-	p.Ingress.SetRoutes(next.routes(p.hostOf))
+	if !before.known {
+		p.Ingress.SetRoutes(next.routes(p.hostOf))
+		return nil
+	}
+	// Nearly always one host has changed, or none. To set 100,000 keeps the
+	// ingress from everything else for a third of a second.
+	changed := map[string]bool{}
+	before.addOthers(changed, &next, p.hostOf)
+	next.addOthers(changed, &before, p.hostOf)
+	if len(changed) > 0 {
+		set := slices.DeleteFunc(next.routes(p.hostOf), func(r ingress.Route) bool { return !changed[r.Host] })
+		p.Ingress.Change(set, slices.Collect(maps.Keys(changed)))
+	}
 	return nil
+}
+
+// addOthers adds the hosts that other has not, or routes to another service.
+func (h *hosts) addOthers(to map[string]bool, other *hosts, hostOf func(store.ServiceRef) string) {
+	for _, ref := range h.services {
+		if there, known := other.byID[ref.ID]; !known || there.HostLabel != ref.HostLabel {
+			to[hostOf(ref)] = true
+		}
+	}
+	rest := other.names.Domains
+	for _, d := range h.names.Domains {
+		for len(rest) > 0 && rest[0].Hostname < d.Hostname {
+			rest = rest[1:]
+		}
+		if len(rest) == 0 || rest[0].Hostname != d.Hostname || rest[0].ServiceID != d.ServiceID {
+			to[d.Hostname] = true
+		}
+	}
 }
 
 // routeDomain routes a host name to a service, and to nobody else. p.routesMu
