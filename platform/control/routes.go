@@ -16,7 +16,7 @@ import (
 // Names are the hosts that may have a certificate.
 type Names struct {
 	Domains  []platform.DomainName // verified, by host name
-	Services []string              // services' own, below the base domain, unless TLS is off
+	Services []string              // services' own, below the base domain, unless TLS is off; in order
 }
 
 // hosts is what the route table was last made from. It is guarded by
@@ -80,6 +80,7 @@ func (p *Plane) route(ctx context.Context, domains []platform.DomainName) error 
 			next.names.Services = append(next.names.Services, p.hostOf(ref))
 		}
 	}
+	slices.Sort(next.names.Services)
 	next.names.Domains = make([]platform.DomainName, 0, len(domains))
 	for _, d := range domains {
 		ref, known := next.byID[d.ServiceID]

@@ -235,6 +235,9 @@ func TestChangesOfRoutesAddUp(t *testing.T) {
 		if got, want := n.answers(t, hosts), fresh.answers(t, hosts); !slices.Equal(got, want) {
 			t.Fatalf("step %d, %s: the answers are\n%q\nwant\n%q", step, what, got, want)
 		}
+		if !slices.IsSorted(n.told.Services) {
+			t.Fatalf("step %d, %s: told are %s", step, what, n.told.Services)
+		}
 		if got, want := fmt.Sprint(n.told), fmt.Sprint(fresh.told); got != want {
 			t.Fatalf("step %d, %s: told is %s, want %s", step, what, got, want)
 		}
