@@ -30,8 +30,11 @@ type Domain struct {
 	LastCheckAt *time.Time   // when its proof was last looked for
 	LastError   *DomainError // why that failed; nil when it did not
 
-	ProvenAt       *time.Time // the last check that found the proof, since VerifiedAt
-	DisprovenSince *time.Time // the first after it that found something else in its place
+	// Of the checks since VerifiedAt, the last that found the proof, and the first
+	// after it that found something else in its place. Both move on by the time in
+	// which nobody looked.
+	ProvenAt       *time.Time
+	DisprovenSince *time.Time
 	NextCheckAt    *time.Time // nil unless verified
 }
 
@@ -67,10 +70,12 @@ func ChallengeDNSName(hostname string) string {
 // repeated sooner. It is lost after disprovenFor intervals in which something
 // else was found in the proof's place, and after unprovenFor in which nothing
 // could be found out at all: a DNS server or an uplink that is down says
-// nothing about whose a name is.
+// nothing about whose a name is. Where there are more than unwatchedFor between
+// two checks, Denia was not there to look, and that time counts for neither.
 const (
 	disprovenFor  = 3
 	unprovenFor   = 30
+	unwatchedFor  = 2
 	retriesPerGap = 24
 )
 
@@ -106,6 +111,7 @@ type Rival struct {
 // name: it alone takes a host name over, from a rival whose own record is not
 // there too, and it alone gives one below a name of another project's.
 func (d Domain) Judge(c DomainCheck, project ID, rivals []Rival) (Domain, []Domain) {
+	d = d.catchUp(c)
 	d.LastCheckAt = &c.At
 	byDNS := slices.Contains(c.TXT, d.Token)
 	if c.Reserved {
@@ -142,6 +148,25 @@ func (d Domain) contest(c DomainCheck, byDNS bool, project ID, rivals []Rival) (
 		}
 	}
 	return lost, nil
+}
+
+// catchUp leaves out of what counts against d the time in which nobody looked,
+// and what lies ahead of the check: a clock was wrong then.
+func (d Domain) catchUp(c DomainCheck) Domain {
+	var unwatched time.Duration
+	if d.LastCheckAt != nil && c.At.Sub(*d.LastCheckAt) > unwatchedFor*c.Interval {
+		unwatched = c.At.Sub(*d.LastCheckAt)
+	}
+	for _, at := range []**time.Time{&d.ProvenAt, &d.DisprovenSince} {
+		if *at != nil {
+			moved := (*at).Add(unwatched)
+			if moved.After(c.At) {
+				moved = c.At
+			}
+			*at = &moved
+		}
+	}
+	return d
 }
 
 func (d Domain) proven(c DomainCheck) Domain {

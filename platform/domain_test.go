@@ -18,7 +18,7 @@ func claimTo(hostname, id string) platform.Domain {
 
 func verified(d platform.Domain, at time.Time) platform.Domain {
 	next := at.Add(day)
-	d.Status, d.VerifiedAt, d.ProvenAt, d.NextCheckAt = platform.DomainVerified, &at, &at, &next
+	d.Status, d.VerifiedAt, d.LastCheckAt, d.ProvenAt, d.NextCheckAt = platform.DomainVerified, &at, &at, &at, &next
 	return d
 }
 
@@ -90,27 +90,49 @@ func TestWhoGetsAHostname(t *testing.T) {
 }
 
 // A verified domain is lost only when something else was in the proof's place
-// for three days, or nothing could be found out for thirty.
+// for three days, or nothing could be found out for thirty. Days in which Denia
+// did not run are none of them.
 func TestAVerifiedDomainOutlivesHiccups(t *testing.T) {
 	type step struct {
-		after time.Duration
-		what  string // ok, wrong (disproven) or dark (nothing could be found out)
+		after time.Duration // all checks that are due in it find the same
+		what  string        // ok, wrong (disproven), dark (nothing could be found out) or off (none are made)
 		want  platform.DomainStatus
 	}
 	const up, down = platform.DomainVerified, platform.DomainFailed
 	for about, steps := range map[string][]step{
 		"something else is there":            {{day, "wrong", up}, {2 * day, "wrong", up}, {day, "wrong", down}},
-		"it came back":                       {{day, "wrong", up}, {2 * day, "wrong", up}, {time.Hour, "ok", up}, {2 * day, "wrong", up}, {day, "wrong", up}, {2 * day, "wrong", down}},
+		"it came back":                       {{day, "wrong", up}, {2 * day, "wrong", up}, {time.Hour, "ok", up}, {2 * day, "wrong", up}, {day, "wrong", up}, {day, "wrong", down}},
 		"the uplink is gone for four weeks":  {{7 * day, "dark", up}, {7 * day, "dark", up}, {14 * day, "dark", up}, {time.Hour, "wrong", up}, {time.Hour, "ok", up}},
 		"the uplink is gone for good":        {{day, "dark", up}, {28 * day, "dark", up}, {day, "dark", down}},
 		"wrong once, then nothing found out": {{day, "wrong", up}, {10 * day, "dark", up}, {time.Hour, "wrong", down}},
+		"Denia was off, then so is DNS":      {{100 * day, "off", up}, {0, "dark", up}, {29 * day, "dark", up}, {day, "dark", down}},
+		"DNS was, then Denia":                {{10 * day, "dark", up}, {100 * day, "off", up}, {19 * day, "dark", up}, {day, "dark", down}},
+		"Denia was off, then it is wrong":    {{day, "wrong", up}, {5 * day, "off", up}, {0, "wrong", up}, {2 * day, "wrong", up}, {day, "wrong", down}},
+		"Denia was off for a night":          {{2 * day, "wrong", up}, {day, "off", up}, {day, "wrong", down}},
+		"Denia was off every other day":      {{day, "dark", up}, {50 * day, "off", up}, {0, "dark", up}, {50 * day, "off", up}, {0, "dark", up}, {time.Hour, "ok", up}},
 	} {
 		t.Run(about, func(t *testing.T) {
 			d, at := verified(claimTo("shop.example.com", "me"), checkedAt), checkedAt
-			for i, s := range steps {
-				at = at.Add(s.after)
-				check := map[string]platform.DomainCheck{"ok": found(at, true), "wrong": missed(at, true), "dark": missed(at, false)}[s.what]
+			look := func(what string) {
+				check := map[string]platform.DomainCheck{"ok": found(at, true), "wrong": missed(at, true), "dark": missed(at, false)}[what]
 				d, _ = d.Judge(check, "mine", nil)
+			}
+			for i, s := range steps {
+				end := at.Add(s.after)
+				if s.what == "off" {
+					at = end
+					continue
+				}
+				for d.NextCheckAt != nil && d.NextCheckAt.Before(end) {
+					if d.NextCheckAt.After(at) {
+						at = *d.NextCheckAt
+					}
+					if look(s.what); d.Status != up {
+						t.Fatalf("in step %d it is %s %s before its end", i, d.Status, end.Sub(at))
+					}
+				}
+				at = end
+				look(s.what)
 				if d.Status != s.want {
 					t.Fatalf("after step %d it is %s", i, d.Status)
 				}
@@ -128,6 +150,35 @@ func TestAVerifiedDomainOutlivesHiccups(t *testing.T) {
 						t.Errorf("after step %d: %+v", i, d)
 					}
 				}
+			}
+		})
+	}
+}
+
+// A clock that was a year ahead for one check neither costs a domain nor keeps
+// one that is not proven any more for a year.
+func TestAClockThatWasWrong(t *testing.T) {
+	for about, c := range map[string]struct {
+		ahead, then func(at time.Time) platform.DomainCheck
+		days        int // until it is lost
+	}{
+		"proven, then nothing found out": {func(at time.Time) platform.DomainCheck { return found(at, true) }, func(at time.Time) platform.DomainCheck { return missed(at, false) }, 30},
+		"proven, then wrong":             {func(at time.Time) platform.DomainCheck { return found(at, true) }, func(at time.Time) platform.DomainCheck { return missed(at, true) }, 3},
+		"nothing found out":              {func(at time.Time) platform.DomainCheck { return missed(at, false) }, func(at time.Time) platform.DomainCheck { return missed(at, false) }, 30},
+		"wrong":                          {func(at time.Time) platform.DomainCheck { return missed(at, true) }, func(at time.Time) platform.DomainCheck { return missed(at, true) }, 3},
+	} {
+		t.Run(about, func(t *testing.T) {
+			d := verified(claimTo("shop.example.com", "me"), checkedAt)
+			d, _ = d.Judge(c.ahead(checkedAt.AddDate(1, 0, 0)), "mine", nil)
+			at := checkedAt.Add(time.Hour) // it is right again
+			for days := range c.days + 1 {
+				if d.Status != platform.DomainVerified {
+					t.Fatalf("after %d days it is %s", days, d.Status)
+				}
+				d, _ = d.Judge(c.then(at.Add(time.Duration(days)*day)), "mine", nil)
+			}
+			if d.Status != platform.DomainFailed {
+				t.Errorf("after %d days it is %s", c.days, d.Status)
 			}
 		})
 	}
