@@ -152,9 +152,14 @@ func (p *Plane) checkDomain(ctx context.Context, d platform.Domain) (platform.Do
 // the rows, so nothing is forgotten over a restart.
 func (p *Plane) recheckLoop(ctx context.Context) {
 	pause := min(max(p.Domains.Recheck/100, 10*time.Millisecond), time.Minute)
-	for ctx.Err() == nil {
-		p.sweep(ctx, "domains", p.recheckDomains)
+	for {
+		// First of all for the listeners: while nobody answers challenges, all
+		// checks would fail.
 		sleep(ctx, pause)
+		if ctx.Err() != nil {
+			return
+		}
+		p.sweep(ctx, "domains", p.recheckDomains)
 	}
 }
 

@@ -439,6 +439,28 @@ func TestDomainsAreCheckedAgain(t *testing.T) {
 	}
 }
 
+// A node that starts leaves its listeners the time to start as well: what it is
+// asked before, it does not answer.
+func TestChecksDoNotBeginAtOnce(t *testing.T) {
+	n := newInternet(t)
+	w := newWorld(t, n.options(func(o *control.Options) { o.Domains.Recheck = 50 * time.Second }))
+	n.site("shop.example.com", w.denia)
+	d := w.verified(w.attach(w.service(spec("web")).ID, "shop.example.com"))
+	overdue := platform.DomainCheck{At: time.Now().Add(-time.Hour), Interval: time.Minute, HTTP: true}
+	_, _, err := w.store.JudgeDomain(t.Context(), d.ID, overdue)
+	check(t, err)
+	began := time.Now().Truncate(time.Millisecond) // as rows have it
+	check(t, w.Start(t.Context()))
+	w.await("it is checked", func() bool {
+		d, err = w.store.Domain(t.Context(), d.ServiceID, d.ID)
+		check(t, err)
+		return d.LastCheckAt.After(began)
+	})
+	if waited := d.LastCheckAt.Sub(began); waited < 500*time.Millisecond {
+		t.Errorf("it was checked after %s", waited)
+	}
+}
+
 // A project whose hosts do not answer keeps no other waiting.
 func TestSlowHostsKeepNobodyElseWaiting(t *testing.T) {
 	n := newInternet(t)
