@@ -166,7 +166,8 @@ func (p *Plane) recheckLoop(ctx context.Context) {
 // recheckDomains checks all domains that are due, few at a time.
 func (p *Plane) recheckDomains(ctx context.Context) error {
 	for {
-		due, err := p.Store.DueDomains(ctx, time.Now(), recheckBatch)
+		now := time.Now()
+		due, err := p.Store.DueDomains(ctx, now, now.Add(2*p.Domains.Recheck), recheckBatch)
 		if err != nil {
 			return fmt.Errorf("reading the domains that are due: %w", err)
 		}

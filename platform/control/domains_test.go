@@ -461,6 +461,27 @@ func TestChecksDoNotBeginAtOnce(t *testing.T) {
 	}
 }
 
+// A domain that was to be checked in a year, as the clock said last time, is
+// checked now that it is right.
+func TestAWrongClockDoesNotEndChecks(t *testing.T) {
+	n := newInternet(t)
+	w := newWorld(t, n.options(func(o *control.Options) { o.Domains.Recheck = time.Second }))
+	n.site("shop.example.com", w.denia)
+	d := w.verified(w.attach(w.service(spec("web")).ID, "shop.example.com"))
+	ahead := platform.DomainCheck{At: time.Now().AddDate(1, 0, 0), Interval: time.Second, HTTP: true}
+	_, _, err := w.store.JudgeDomain(t.Context(), d.ID, ahead)
+	check(t, err)
+	check(t, w.Start(t.Context()))
+	w.await("it is checked", func() bool {
+		d, err = w.store.Domain(t.Context(), d.ServiceID, d.ID)
+		check(t, err)
+		return d.LastCheckAt.Before(time.Now())
+	})
+	if d.Status != platform.DomainVerified || d.ProvenAt.After(time.Now()) {
+		t.Errorf("it is %s, proven at %s", d.Status, d.ProvenAt)
+	}
+}
+
 // A project whose hosts do not answer keeps no other waiting.
 func TestSlowHostsKeepNobodyElseWaiting(t *testing.T) {
 	n := newInternet(t)

@@ -235,12 +235,16 @@ func TestDomains_AllAndDue(t *testing.T) {
 		equal(t, "verified", strings.Join(verified, " "), strings.Join(want, " "))
 
 		due := func(after time.Duration, limit int) string {
-			return names(get(s.DueDomains(t.Context(), now.Add(after), limit)).or(t), hostname)
+			at := now.Add(after)
+			return names(get(s.DueDomains(t.Context(), at, at.Add(time.Hour), limit)).or(t), hostname)
 		}
 		equal(t, "due at once", due(time.Minute, 10), "")
 		equal(t, "due later", due(time.Hour, 10), "d4.example.com d2.example.com d0.example.com")
 		equal(t, "the first of them", due(time.Hour, 1), "d4.example.com")
 		equal(t, "due in between", due(7*time.Minute, 10), "d4.example.com")
+		// A clock that was an hour ahead, or a day, said when.
+		equal(t, "due once it is right", due(-time.Hour+7*time.Minute, 10), "d2.example.com d0.example.com")
+		equal(t, "due once it is right", due(-24*time.Hour, 2), "d4.example.com d2.example.com")
 	})
 }
 
