@@ -18,16 +18,15 @@ const (
 	replyKept = 24 * time.Hour // idempotency keys
 )
 
-// janitor removes what no row explains, routes too: at the start, each minute
-// and, the slow things, each hour. It touches only what carries Denia's own labels or
-// lies in its own directories.
+// janitor removes what no row explains: at the start, each minute and, the slow
+// things, each hour. It touches only what carries Denia's own labels or lies in
+// its own directories.
 func (p *Plane) janitor(ctx context.Context) {
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
 	for minute := 0; ; minute++ {
 		p.sweep(ctx, "replicas and networks", p.sweepRuntime)
 		p.sweep(ctx, "uploads", p.sweepUploads)
-		p.sweep(ctx, "routes", p.rereadRoutes)
 		if minute%60 == 0 {
 			p.sweep(ctx, "files", p.sweepFiles)
 			p.sweep(ctx, "images", p.sweepImages)

@@ -1,15 +1,19 @@
 package control_test
 
 import (
+	"context"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/denia-paas/denia/internal/testpg"
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/control"
 	"github.com/denia-paas/denia/platform/ingress"
 	"github.com/denia-paas/denia/platform/platformtest"
+	"github.com/denia-paas/denia/platform/store"
 	"github.com/denia-paas/denia/platform/telemetry"
 )
 
@@ -84,6 +88,38 @@ func TestNodeThatLosesTheLeaseStopsActing(t *testing.T) {
 	w.become(d.ID, platform.Healthy)
 	w.runs(service.ID, "2.0")
 	w.serves("web", "2.0")
+}
+
+// stuckEngine answers nothing about its projects.
+type stuckEngine struct{ platform.Runtime }
+
+func (stuckEngine) Projects(ctx context.Context) ([]platform.ID, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// What another node changes is routed soon, by the leader too, and while its
+// engine hangs.
+func TestTheLeaderRoutesWhatAnotherNodeChanges(t *testing.T) {
+	shared, err := store.Open(t.Context(), testpg.Start(t), store.Options{Log: slog.New(slog.DiscardHandler), Seal: reverse, Unseal: reverse})
+	check(t, err)
+	t.Cleanup(func() { check(t, shared.Close()) })
+	w := start(t, func(o *control.Options) { o.Store, o.Runtime = shared, stuckEngine{o.Runtime} })
+	project, err := shared.ProjectByName(t.Context(), platform.DefaultProject)
+	check(t, err)
+	service, err := shared.CreateService(t.Context(), project.ID, spec("web").WithDefaults())
+	check(t, err)
+	d, err := shared.CreateDomain(t.Context(), service.ID, "shop.example.com", "sesame", 1)
+	check(t, err)
+	_, _, err = shared.JudgeDomain(t.Context(), d.ID, platform.DomainCheck{At: time.Now(), Interval: time.Hour, HTTP: true})
+	check(t, err)
+	w.await("both are routed", func() bool {
+		return w.options.Ingress.Has("web.localhost") && w.options.Ingress.Has("shop.example.com") && w.Challenge("shop.example.com", "sesame")
+	})
+	check(t, shared.DeleteService(t.Context(), service.ID))
+	w.await("neither is", func() bool {
+		return !w.options.Ingress.Has("web.localhost") && !w.options.Ingress.Has("shop.example.com") && !w.Challenge("shop.example.com", "sesame")
+	})
 }
 
 func TestCloseSaysSoToWhateverLasts(t *testing.T) {

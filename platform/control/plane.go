@@ -185,6 +185,7 @@ func (p *Plane) Start(ctx context.Context) error {
 		p.lead(ctx)
 	}
 	p.wg.Go(p.keepLease)
+	p.wg.Go(p.followRows)
 	return nil
 }
 
@@ -216,9 +217,6 @@ func (p *Plane) keepLease() {
 			p.lead(p.ctx)
 		default:
 			p.follow()
-			if err := p.rereadRoutes(p.ctx); err != nil {
-				p.logFailure("reading the routes of another node", err)
-			}
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/ingress"
@@ -61,6 +62,26 @@ func (p *Plane) rereadRoutes(ctx context.Context) error {
 	slices.SortFunc(domains, func(a, b platform.DomainName) int { return cmp.Compare(a.Hostname, b.Hostname) })
 	p.claims.replace(refs)
 	return p.route(ctx, domains)
+}
+
+// followRows reads the routes again and again, on every node: soon after another
+// one may have changed them, and where there is none, as memory may have missed
+// something while the store did not answer. Nothing that waits for the engine
+// holds it up.
+func (p *Plane) followRows() {
+	pause := time.Minute
+	if p.Store.Shared() {
+		pause = leaseTTL / 3
+	}
+	for {
+		sleep(p.ctx, pause)
+		if p.ctx.Err() != nil {
+			return
+		}
+		if err := p.rereadRoutes(p.ctx); err != nil {
+			p.logFailure("reading the routes", err)
+		}
+	}
 }
 
 // route makes the table that of the services as their rows are now, and of those

@@ -112,6 +112,10 @@ func NewID() platform.ID { return platform.ID(uuid.Must(uuid.NewV7()).String()) 
 // never touch each other's things.
 func (s *Store) InstanceID() string { return s.instance }
 
+// Shared tells whether other nodes may work on this database: one in a file has
+// a single process.
+func (s *Store) Shared() bool { return s.exclusive != "" }
+
 // prepare writes the rows that every database has, and removes what a process
 // that died has left.
 func (s *Store) prepare(ctx context.Context) error {
