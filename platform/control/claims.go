@@ -15,15 +15,17 @@ import (
 // takes says nothing about them. Safe for concurrent use.
 type claims struct {
 	mu sync.RWMutex
-	of map[[sha256.Size]byte]claim
+	of map[tokenHash]claim
 }
+
+type tokenHash [sha256.Size]byte
 
 type claim struct {
 	hostname string
 	service  platform.ID
 }
 
-func newClaims() *claims { return &claims{of: map[[sha256.Size]byte]claim{}} }
+func newClaims() *claims { return &claims{of: map[tokenHash]claim{}} }
 
 // add takes a claim in. One to a wildcard is none to a host that could be
 // asked.
@@ -42,14 +44,19 @@ func (c *claims) remove(token string) {
 	delete(c.of, sha256.Sum256([]byte(token)))
 }
 
-// replace makes the claims those of the rows.
-func (c *claims) replace(rows []store.DomainRef) {
-	of := make(map[[sha256.Size]byte]claim, len(rows))
+// claimsOf are the claims of the rows.
+func claimsOf(rows []store.DomainRef) map[tokenHash]claim {
+	of := make(map[tokenHash]claim, len(rows))
 	for _, row := range rows {
 		if !platform.IsWildcard(row.Hostname) {
 			of[sha256.Sum256([]byte(row.Token))] = claim{row.Hostname, row.ServiceID}
 		}
 	}
+	return of
+}
+
+// replace has of be the claims.
+func (c *claims) replace(of map[tokenHash]claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.of = of

@@ -58,8 +58,7 @@ func (p *Plane) AttachDomain(ctx context.Context, service platform.ID, hostname 
 		return platform.Domain{}, err
 	}
 	// Else a reading of all rows that began before could forget the claim.
-	p.routesMu.Lock()
-	defer p.routesMu.Unlock()
+	defer p.changeRoutes()()
 	d, err := p.Store.CreateDomain(ctx, service, hostname, newToken(), mostDomains)
 	if err != nil {
 		return platform.Domain{}, err
@@ -91,8 +90,7 @@ func (p *Plane) VerifyDomain(ctx context.Context, service, id platform.ID) (plat
 // DetachDomain removes a service's domain. Its host is not routed any more when
 // DetachDomain returns.
 func (p *Plane) DetachDomain(ctx context.Context, service, id platform.ID) error {
-	p.routesMu.Lock()
-	defer p.routesMu.Unlock()
+	defer p.changeRoutes()()
 	d, err := p.Store.DeleteDomain(ctx, service, id)
 	if err != nil {
 		return err
@@ -119,16 +117,16 @@ func (p *Plane) checkDomain(ctx context.Context, d platform.Domain) (platform.Do
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
 
-	p.routesMu.Lock()
-	defer p.routesMu.Unlock()
+	defer p.changeRoutes()()
 	now, lost, err := p.Store.JudgeDomain(ctx, d.ID, check)
 	if err != nil {
 		return d, err
 	}
 	if now.Status == platform.DomainVerified {
-		if err := p.routeDomain(ctx, now.Hostname, now.ServiceID); err != nil {
+		if err := p.meetService(ctx, now.ServiceID); err != nil {
 			return d, err
 		}
+		p.routeDomain(now.Hostname, now.ServiceID)
 	} else {
 		p.unrouteDomain(now.Hostname, now.ServiceID)
 	}

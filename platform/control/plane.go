@@ -110,6 +110,7 @@ type Plane struct {
 	// routesMu is held while what decides about routes and challenges is
 	// written and they follow: changes reach memory in the order of their rows.
 	routesMu sync.Mutex
+	changes  uint64 // so far
 	hosts    hosts
 	claims   *claims
 

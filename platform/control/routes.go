@@ -36,32 +36,82 @@ func (h *hosts) find(hostname string) (int, bool) {
 	})
 }
 
-// rebuildRoutes swaps in a table made from the services' rows and the domains
-// as they are known.
-func (p *Plane) rebuildRoutes(ctx context.Context) error {
+// changeRoutes waits until it is one's turn to write what decides about routes or
+// challenges; done ends it. What was read of the rows before is old by then.
+func (p *Plane) changeRoutes() (done func()) {
 	p.routesMu.Lock()
-	defer p.routesMu.Unlock()
-	return p.route(ctx, p.hosts.names.Domains)
+	p.changes++
+	return p.routesMu.Unlock
 }
 
-// rereadRoutes does so from the rows of the domains as well, which another node
-// may have changed.
-func (p *Plane) rereadRoutes(ctx context.Context) error {
-	p.routesMu.Lock()
-	defer p.routesMu.Unlock()
+// rebuildRoutes makes the table that of the services' rows and the domains as
+// they are known.
+func (p *Plane) rebuildRoutes(ctx context.Context) error {
+	defer p.changeRoutes()()
+	return p.rereadServices(ctx)
+}
+
+// rereadServices is called with p.routesMu held.
+func (p *Plane) rereadServices(ctx context.Context) error {
+	services, err := p.Store.AllServices(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the services: %w", err)
+	}
+	p.route(services, p.hosts.names.Domains)
+	return nil
+}
+
+// rows are all that routes and challenges follow from.
+type rows struct {
+	services []store.ServiceRef
+	domains  []platform.DomainName // verified, in order
+	claims   map[tokenHash]claim
+}
+
+func (p *Plane) readRows(ctx context.Context) (r rows, err error) {
 	refs, err := p.Store.AllDomains(ctx)
 	if err != nil {
-		return fmt.Errorf("reading the domains: %w", err)
+		return r, fmt.Errorf("reading the domains: %w", err)
 	}
-	var domains []platform.DomainName
 	for _, ref := range refs {
 		if ref.Verified {
-			domains = append(domains, platform.DomainName{Hostname: ref.Hostname, ServiceID: ref.ServiceID})
+			r.domains = append(r.domains, platform.DomainName{Hostname: ref.Hostname, ServiceID: ref.ServiceID})
 		}
 	}
-	slices.SortFunc(domains, func(a, b platform.DomainName) int { return cmp.Compare(a.Hostname, b.Hostname) })
-	p.claims.replace(refs)
-	return p.route(ctx, domains)
+	slices.SortFunc(r.domains, func(a, b platform.DomainName) int { return cmp.Compare(a.Hostname, b.Hostname) })
+	r.claims = claimsOf(refs)
+	if r.services, err = p.Store.AllServices(ctx); err != nil {
+		return r, fmt.Errorf("reading the services: %w", err)
+	}
+	return r, nil
+}
+
+// rereadRoutes makes the table that of all rows, which another node may have
+// changed. Many take long to read: that is done before others have to wait, and
+// once more while they do only if one of them has changed something meanwhile.
+func (p *Plane) rereadRoutes(ctx context.Context) error {
+	p.routesMu.Lock()
+	changes := p.changes
+	p.routesMu.Unlock()
+	found, err := p.readRows(ctx)
+	if err != nil {
+		return err
+	}
+	return p.useRows(ctx, found, changes)
+}
+
+// useRows takes over rows that were read after so many changes.
+func (p *Plane) useRows(ctx context.Context, found rows, changes uint64) (err error) {
+	p.routesMu.Lock()
+	defer p.routesMu.Unlock()
+	if p.changes != changes {
+		if found, err = p.readRows(ctx); err != nil {
+			return err
+		}
+	}
+	p.claims.replace(found.claims)
+	p.route(found.services, found.domains)
+	return nil
 }
 
 // followRows reads the routes again and again, on every node: soon after another
@@ -84,15 +134,10 @@ func (p *Plane) followRows() {
 	}
 }
 
-// route makes the table that of the services as their rows are now, and of those
-// of the domains, which are in order, whose service exists and whose host name is
-// not Denia's own. A service's own host goes first: probes carry it. p.routesMu
-// must be held.
-func (p *Plane) route(ctx context.Context, domains []platform.DomainName) error {
-	refs, err := p.Store.AllServices(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the services: %w", err)
-	}
+// route makes the table that of the services, and of those of the domains, which
+// are in order, whose service exists and whose host name is not Denia's own. A
+// service's own host goes first: probes carry it. p.routesMu must be held.
+func (p *Plane) route(refs []store.ServiceRef, domains []platform.DomainName) {
 	next := hosts{known: true, services: refs, byID: make(map[platform.ID]store.ServiceRef, len(refs))}
 	next.names.Services = make([]string, 0, len(refs))
 	for _, ref := range refs {
@@ -115,7 +160,7 @@ func (p *Plane) route(ctx context.Context, domains []platform.DomainName) error 
 	p.tellNames(next)
 	if !before.known {
 		p.Ingress.SetRoutes(next.routes(p.hostOf))
-		return nil
+		return
 	}
 	// Nearly always one host has changed, or none. To set 100,000 keeps the
 	// ingress from everything else for a third of a second.
@@ -126,7 +171,6 @@ func (p *Plane) route(ctx context.Context, domains []platform.DomainName) error 
 		set := slices.DeleteFunc(next.routes(p.hostOf), func(r ingress.Route) bool { return !changed[r.Host] })
 		p.Ingress.Change(set, slices.Collect(maps.Keys(changed)))
 	}
-	return nil
 }
 
 // addOthers adds the hosts that other has not, or routes to another service.
@@ -147,17 +191,21 @@ func (h *hosts) addOthers(to map[string]bool, other *hosts, hostOf func(store.Se
 	}
 }
 
+// meetService makes sure that a service has routes: another node may have made
+// it just now. p.routesMu must be held.
+func (p *Plane) meetService(ctx context.Context, id platform.ID) error {
+	if _, known := p.hosts.byID[id]; known {
+		return nil
+	}
+	return p.rereadServices(ctx)
+}
+
 // routeDomain routes a host name to a service, and to nobody else. p.routesMu
 // must be held.
-func (p *Plane) routeDomain(ctx context.Context, hostname string, service platform.ID) error {
-	if _, known := p.hosts.byID[service]; !known { // it was made on another node
-		if err := p.route(ctx, p.hosts.names.Domains); err != nil {
-			return err
-		}
-	}
+func (p *Plane) routeDomain(hostname string, service platform.ID) {
 	ref, known := p.hosts.byID[service]
 	if !known || p.checkReserved(hostname) != nil {
-		return nil // the service was deleted meanwhile, and the domain with it
+		return // the service was deleted meanwhile, and the domain with it
 	}
 	next := p.hosts
 	name := platform.DomainName{Hostname: hostname, ServiceID: service, TLS: ref.TLS}
@@ -168,7 +216,6 @@ func (p *Plane) routeDomain(ctx context.Context, hostname string, service platfo
 	}
 	p.tellNames(next)
 	p.Ingress.Change([]ingress.Route{{Host: hostname, ServiceID: service}}, nil)
-	return nil
 }
 
 // unrouteDomain takes a host name away from a service, if it has it. p.routesMu

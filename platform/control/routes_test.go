@@ -263,3 +263,51 @@ func TestADomainOfAServiceMadeElsewhereIsRoutedAtOnce(t *testing.T) {
 		t.Errorf("it is %s and not routed, or its service is not", d.Status)
 	}
 }
+
+// What changes while somebody reads all rows is not undone by what was read.
+func TestReadingTheRowsUndoesNothing(t *testing.T) {
+	ctx := t.Context()
+	s, dns := openStore(t), testdns.Start(t)
+	n := newNode(t, Options{Store: s, Domains: DomainOptions{Resolver: dns.Addr}})
+	project, err := s.ProjectByName(ctx, platform.DefaultProject)
+	check(t, err)
+	var service platform.Service
+	var d platform.Domain
+	for _, step := range []struct {
+		what               string
+		change             func() error
+		own, domain, claim bool // the hosts are routed, the challenge is answered
+	}{
+		{"a service is made", func() (err error) {
+			spec := platform.ServiceSpec{Name: "web"}
+			service, err = s.CreateService(ctx, project.ID, spec.WithDefaults())
+			n.Kick(service.ID)
+			return err
+		}, true, false, false},
+		{"a domain is attached", func() (err error) {
+			d, err = n.AttachDomain(ctx, service.ID, "shop.example.com")
+			return err
+		}, true, false, true},
+		{"it is verified", func() error {
+			dns.TXT(platform.ChallengeDNSName(d.Hostname), d.Token)
+			_, err := n.VerifyDomain(ctx, service.ID, d.ID)
+			return err
+		}, true, true, true},
+		{"it is detached", func() error { return n.DetachDomain(ctx, service.ID, d.ID) }, true, false, false},
+		{"the service is deleted", func() error {
+			err := s.DeleteService(ctx, service.ID)
+			n.Kick(service.ID)
+			return err
+		}, false, false, false},
+	} {
+		changes := n.changes
+		found, err := n.readRows(ctx)
+		check(t, err)
+		check(t, step.change())
+		check(t, n.useRows(ctx, found, changes))
+		own, domain, claim := n.Ingress.Has("web.localhost"), n.Ingress.Has("shop.example.com"), n.Challenge("shop.example.com", d.Token)
+		if own != step.own || domain != step.domain || claim != step.claim {
+			t.Errorf("%s: the service is routed: %v, the domain: %v, its challenge answered: %v", step.what, own, domain, claim)
+		}
+	}
+}
