@@ -28,6 +28,7 @@ type authority struct {
 	of       *certificates
 	lifetime time.Duration
 	offline  bool // the policy is not on-demand
+	dns      bool // certificates for wildcards are the operator's
 	free     bool
 
 	mu     sync.Mutex
@@ -36,7 +37,9 @@ type authority struct {
 	orders map[string][]time.Time
 }
 
-func (a *authority) onDemand(string) bool        { return !a.offline }
+func (a *authority) onDemand(name string) bool {
+	return !a.offline && (!a.dns || !platform.IsWildcard(name))
+}
 func (a *authority) issues(name string) bool     { return !strings.HasSuffix(name, ".localhost") }
 func (a *authority) isFree(string) bool          { return a.free }
 func (a *authority) renewalRatio(string) float64 { return 1. / 3 }

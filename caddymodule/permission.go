@@ -100,8 +100,13 @@ func (n *names) find(name string) (kind, bool) {
 	if name == "localhost" && n.control == "" {
 		return localName, true
 	}
-	if n.isDomain(name) {
-		if platform.IsWildcard(name) {
+	if d, ok := n.domain(name); ok {
+		// It alone decides, as it does where requests go: the wildcard above it
+		// may be another service's.
+		switch {
+		case d.TLS == "off":
+			return 0, false
+		case platform.IsWildcard(name):
 			return wildcardName, true
 		}
 		return domainName, true
@@ -109,17 +114,22 @@ func (n *names) find(name string) (kind, bool) {
 	if _, ok := slices.BinarySearch(n.services, name); ok {
 		return serviceName, true
 	}
-	if _, parent, ok := strings.Cut(name, "."); ok && n.isDomain("*."+parent) {
-		return childName, true
+	if _, parent, ok := strings.Cut(name, "."); ok {
+		if d, ok := n.domain("*." + parent); ok && d.TLS != "off" {
+			return childName, true
+		}
 	}
 	return 0, false
 }
 
-func (n *names) isDomain(name string) bool {
+func (n *names) domain(name string) (platform.DomainName, bool) {
 	i, ok := slices.BinarySearchFunc(n.domains, name, func(d platform.DomainName, name string) int {
 		return strings.Compare(d.Hostname, name)
 	})
-	return ok && n.domains[i].TLS != "off"
+	if !ok {
+		return platform.DomainName{}, false
+	}
+	return n.domains[i], true
 }
 
 var (

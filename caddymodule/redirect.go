@@ -30,7 +30,7 @@ func (e *Engine) redirect(w http.ResponseWriter, r *http.Request) bool {
 		return false
 	}
 	host := strings.ToLower(bareHost(r.Host))
-	if !e.certificates.secure.covers(host) || isChallenge(r.URL.Path) || strings.HasPrefix(r.URL.Path, acmePath) || scheme(r) == "https" {
+	if !e.certificates.covers(host) || isChallenge(r.URL.Path) || strings.HasPrefix(r.URL.Path, acmePath) || scheme(r) == "https" {
 		return false
 	}
 	if r.ProtoMajor == 1 {
@@ -63,6 +63,16 @@ func (s *secured) note(e *entry) {
 		s.until[key] = e.leaf.notAfter
 	}
 	s.some.Store(len(s.until) > 0)
+}
+
+// covers tells whether a host may have a certificate and has one, or its
+// wildcard has. TLS may be off for it and not for the wildcard.
+func (c *certificates) covers(host string) bool {
+	if !c.secure.covers(host) {
+		return false
+	}
+	_, known := c.names.Load().find(host)
+	return known
 }
 
 // covers tells whether a host has a certificate, or its wildcard has one.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"testing"
 	"time"
 
@@ -104,6 +105,61 @@ func TestPlainRequestsForDomainsGoToHTTPS(t *testing.T) {
 		wait(11 * 24 * time.Hour)
 		want("http://shop.example.com/", "")
 	})
+}
+
+// A domain whose TLS is off stays so below the wildcard of another service, also
+// where the operator has a certificate for the wildcard itself.
+func TestTLSIsOffBelowAWildcard(t *testing.T) {
+	for name, dns := range map[string]bool{"on demand": false, "by DNS": true} {
+		t.Run(name, func(t *testing.T) {
+			withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
+				e := &Engine{certificates: c}
+				redirected := func(host string) bool {
+					return e.redirect(httptest.NewRecorder(), httptest.NewRequest("GET", "http://"+host+"/", nil))
+				}
+				visit := func(name string) error {
+					if _, err := a.handshake(t.Context(), name); err != nil {
+						return err
+					}
+					wait(time.Minute)
+					return nil
+				}
+				a.dns = dns
+				wild := verified("*.example.com")
+				c.useNames(wild)
+				for _, name := range []string{"any.example.com", "b.example.com"} {
+					if err := visit(name); err != nil {
+						t.Fatal(err)
+					}
+				}
+				wait(8 * time.Hour) // the wildcard is looked at
+				if !redirected("b.example.com") {
+					t.Error("a name below a wildcard with its certificate is not sent there")
+				}
+
+				both := control.Names{Domains: append(slices.Clone(wild.Domains),
+					platform.DomainName{Hostname: "a.example.com", TLS: "off"}, platform.DomainName{Hostname: "b.example.com", TLS: "off"})}
+				c.useNames(both)
+				for _, name := range []string{"a.example.com", "b.example.com"} {
+					if err := c.allow(name); err == nil {
+						t.Errorf("%s may have a certificate", name)
+					}
+					wantState(t, c, name, "none")
+					if redirected(name) {
+						t.Errorf("%s is sent to https", name)
+					}
+				}
+				if err := visit("a.example.com"); err == nil {
+					t.Error("a visitor had a certificate ordered")
+				}
+
+				c.useNames(wild)
+				if err := c.allow("b.example.com"); err != nil {
+					t.Errorf("below the wildcard alone: %v", err)
+				}
+			})
+		})
+	}
 }
 
 // One for the wildcard itself, which an operator has by DNS, covers every name.
