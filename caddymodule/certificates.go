@@ -143,68 +143,79 @@ func (c *certificates) rebuild() {
 	last := c.names.Load()
 	next := &names{domains: c.given.Domains, services: c.given.Services, control: c.controlDomain}
 	c.names.Store(next)
-	removed, added := changes(last, next)
-	for _, name := range removed {
-		c.forbid(name)
-		if !platform.IsWildcard(name) {
-			continue
-		}
-		for child, e := range c.entries {
-			if _, ok := next.find(child); e.kind == childName && !ok {
-				c.forbid(child)
-			}
-		}
-	}
 	// Many that come at once, as at the start, are looked at one after another,
 	// and one that comes meanwhile goes first.
 	due := time.Now()
-	for _, name := range added {
-		k, _ := next.find(name)
-		switch e := c.entries[name]; {
-		case e != nil:
-			e.kind = k
-			if e.gone {
-				e.gone = false
-				c.reschedule(e, later(due, e.retry))
-			}
-			c.secure.note(e)
-		case k.eager() || k == wildcardName:
-			c.reschedule(c.add(name, k), due)
+	wildcards := false
+	for _, name := range changes(last, next) {
+		if c.settle(name, due) {
 			due = due.Add(pace)
 		}
+		wildcards = wildcards || platform.IsWildcard(name)
 	}
-}
-
-// changes tells which names may have a certificate no more, and which now.
-func changes(last, next *names) (removed, added []string) {
-	compare := func(before, after []string) {
-		for len(before) > 0 || len(after) > 0 {
-			switch {
-			case len(after) == 0 || len(before) > 0 && before[0] < after[0]:
-				removed, before = append(removed, before[0]), before[1:]
-			case len(before) == 0 || after[0] < before[0]:
-				added, after = append(added, after[0]), after[1:]
-			default:
-				before, after = before[1:], after[1:]
+	if wildcards {
+		for name, e := range c.entries {
+			if e.kind == childName {
+				c.settle(name, due)
 			}
 		}
 	}
-	compare(withTLS(last.domains), withTLS(next.domains))
-	compare(last.services, next.services)
-	if last.control != next.control {
-		compare(single(last.control), single(next.control))
-	}
-	return removed, added
 }
 
-func withTLS(domains []platform.DomainName) []string {
-	list := make([]string, 0, len(domains))
-	for _, domain := range domains {
-		if domain.TLS != "off" {
-			list = append(list, domain.Hostname)
+// settle does for a name what follows from whether it may have a certificate
+// now, and why. It tells whether the name is a new one that is looked at when
+// due.
+func (c *certificates) settle(name string, due time.Time) bool {
+	k, ok := c.names.Load().find(name)
+	e := c.entries[name]
+	switch {
+	case !ok:
+		c.forbid(name)
+	case e == nil:
+		if !k.lazy() {
+			c.reschedule(c.add(name, k), due)
+			return true
+		}
+	case e.gone || e.kind != k:
+		e.kind, e.gone = k, false
+		c.secure.note(e)
+		if k.lazy() && e.absent {
+			c.plan(e, due)
+		} else {
+			c.reschedule(e, later(due, e.retry))
 		}
 	}
-	return list
+	return false
+}
+
+// changes lists the names that may have a certificate now and could not before,
+// or the other way round, and those that may for another reason.
+func changes(last, next *names) []string {
+	changed := differing(last.domains, next.domains, func(d platform.DomainName) string { return d.Hostname },
+		func(a, b platform.DomainName) bool { return (a.TLS == "off") == (b.TLS == "off") })
+	same := func(a, b string) bool { return a == b }
+	itself := func(name string) string { return name }
+	changed = append(changed, differing(last.services, next.services, itself, same)...)
+	return append(changed, differing(single(last.control), single(next.control), itself, same)...)
+}
+
+// differing lists the names that are in one of two lists, which are in order, or
+// are not the same in both.
+func differing[T any](before, after []T, name func(T) string, same func(a, b T) bool) (names []string) {
+	for len(before) > 0 || len(after) > 0 {
+		switch {
+		case len(after) == 0 || len(before) > 0 && name(before[0]) < name(after[0]):
+			names, before = append(names, name(before[0])), before[1:]
+		case len(before) == 0 || name(after[0]) < name(before[0]):
+			names, after = append(names, name(after[0])), after[1:]
+		default:
+			if !same(before[0], after[0]) {
+				names = append(names, name(after[0]))
+			}
+			before, after = before[1:], after[1:]
+		}
+	}
+	return names
 }
 
 func single(name string) []string {

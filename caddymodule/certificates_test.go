@@ -139,6 +139,11 @@ func wantState(t *testing.T, c *certificates, name, want string) platform.Certif
 	return s
 }
 
+// lasts tells whether a certificate has a month left: it was renewed.
+func lasts(s platform.CertificateState) bool {
+	return s.NotAfter != nil && s.NotAfter.After(time.Now().Add(30*24*time.Hour))
+}
+
 func TestVerifiedDomainsGetTheirCertificatesWithoutAVisitor(t *testing.T) {
 	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
 		given := verified("a.example.com", "b.example.org")
@@ -418,6 +423,52 @@ func TestVisitorsOrder(t *testing.T) {
 			if len(times) < 3 {
 				t.Errorf("%s was ordered %d times in 200 days: it was not renewed", name, len(times))
 			}
+		}
+	})
+}
+
+// A name that was waiting below a wildcard, or has a certificate from there, is
+// fetched as all domains are once it is one itself.
+func TestNameBelowAWildcardBecomesADomain(t *testing.T) {
+	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
+		a.refuseWith(func(string) error { return errors.New("dial tcp: connection refused") })
+		c.useNames(verified("*.example.com"))
+		if err := c.allow("shop.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := a.handshake(ctx, "shop.example.com"); err == nil {
+			t.Fatal("the authority is away, and has issued")
+		}
+		wait(time.Minute)
+		a.refuseWith(refusesNone)
+		c.useNames(verified("*.example.com", "shop.example.com"))
+		wait(time.Minute)
+		wantState(t, c, "shop.example.com", "issued")
+
+		c.useNames(verified("*.example.com"))
+		wait(100 * 24 * time.Hour)
+		if s := wantState(t, c, "shop.example.com", "issued"); !lasts(s) {
+			t.Errorf("below its wildcard again, it was not renewed: %+v", s)
+		}
+	})
+}
+
+// What a name is may change while it may have a certificate all the time.
+func TestDomainBecomesTheControlDomain(t *testing.T) {
+	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
+		c.useNames(verified("denia.example.com"))
+		wait(time.Second)
+		c.useControlDomain("denia.example.com")
+		c.useNames(control.Names{}) // nobody else may have it
+		wantState(t, c, "denia.example.com", "issued")
+		if err := c.obtaining("denia.example.com", true); err != nil {
+			t.Errorf("it is not renewed: %v", err)
+		}
+		wait(100 * 24 * time.Hour)
+		if s := wantState(t, c, "denia.example.com", "issued"); !lasts(s) {
+			t.Errorf("it was not renewed: %+v", s)
 		}
 	})
 }

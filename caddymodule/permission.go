@@ -80,6 +80,11 @@ const (
 // there are below one registered domain: they wait for a visitor.
 func (k kind) eager() bool { return k == domainName || k == controlName }
 
+// lazy tells the names that are of no concern before somebody asks for them. A
+// wildcard is neither: nothing is ordered for it, but whether the operator has a
+// certificate for it decides about plain requests.
+func (k kind) lazy() bool { return !k.eager() && k != wildcardName }
+
 // names are those that may have a certificate. They are never changed, and the
 // two lists, which are the Plane's, are in order: there may be 100,000, and they
 // change one by one.

@@ -152,6 +152,10 @@ func TestTLSIsOffBelowAWildcard(t *testing.T) {
 				if err := visit("a.example.com"); err == nil {
 					t.Error("a visitor had a certificate ordered")
 				}
+				wait(100 * 24 * time.Hour)
+				if n := len(a.orders["b.example.com"]); n != 1 {
+					t.Errorf("b.example.com was ordered %d times: its certificate is renewed", n)
+				}
 
 				c.useNames(wild)
 				if err := c.allow("b.example.com"); err != nil {
