@@ -457,10 +457,14 @@ func (c *certificates) turn(name string, now time.Time) (time.Time, error) {
 	return time.Time{}, nil
 }
 
-// hold has e wait for its turn.
+// hold has e wait for its turn. A back-off that lasts is not touched: what waits
+// for a turn is ordered as soon as it has come.
 func (c *certificates) hold(e *entry, turn time.Time, because error, now time.Time) {
-	e.absent, e.err, e.nextTry = true, because.Error(), turn
-	e.retry = earlier(turn, now.Add(longest))
+	e.absent = true
+	if !now.Before(e.retry) {
+		e.err, e.nextTry = because.Error(), turn
+		e.retry = earlier(turn, now.Add(longest))
+	}
 	c.plan(e, now)
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,6 +52,44 @@ func TestAuthorityThatIsDownIsAskedNowAndThen(t *testing.T) {
 		wait(2 * time.Hour)
 		for _, host := range hosts {
 			wantState(t, c, host, "issued")
+		}
+	})
+}
+
+// An outage ends no back-off: what an authority has refused it would refuse
+// again, and count.
+func TestOutageEndsNoBackOff(t *testing.T) {
+	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
+		bad := []string{"bad.example1.com", "bad.example2.com", "bad.example3.com"}
+		others := func(err error) func(string) error {
+			return func(name string) error {
+				if slices.Contains(bad, name) {
+					return refusal
+				}
+				return err
+			}
+		}
+		a.refuseWith(others(nil))
+		c.useNames(verified(bad...))
+		wait(10 * time.Hour) // by now they wait for hours
+		refused := len(a.placed())
+		a.refuseWith(others(acme.Problem{Status: 503, Type: "about:blank"}))
+		c.useNames(verified(append(bad, "a.example.org", "b.example.org", "c.example.org", "d.example.org")...))
+		wait(2 * time.Hour)
+		for _, name := range bad {
+			if s := wantState(t, c, name, "failed"); !strings.HasPrefix(s.Error, "unauthorized") || time.Until(*s.NextTry) < time.Hour {
+				t.Errorf("in an outage %s is %+v", name, s)
+			}
+		}
+		a.refuseWith(others(nil))
+		wait(2 * time.Hour)
+		wantState(t, c, "d.example.org", "issued")
+		again := 0
+		for _, name := range bad {
+			again += len(a.orders[name])
+		}
+		if again != refused {
+			t.Errorf("%d orders of refused names after the outage", again-refused)
 		}
 	})
 }
