@@ -16,6 +16,10 @@ type entry struct {
 	kind kind
 	gone bool // may have none any more; kept for its back-off alone
 
+	free     bool // its certificates cost nothing; of names below wildcards
+	stranger bool // it is counted as one
+	asked    bool // by a visitor, and not looked at since
+
 	due     time.Time // when it is looked at
 	index   int       // in the queue; -1 when it is not
 	running bool
@@ -37,6 +41,9 @@ type leaf struct {
 	serial              string
 	notBefore, notAfter time.Time
 }
+
+// valid tells whether there is a certificate that has not ended.
+func (e *entry) valid(now time.Time) bool { return now.Before(e.leaf.notAfter) }
 
 func (e *entry) succeed() {
 	e.failures, e.err, e.failed, e.retry, e.nextTry = 0, "", time.Time{}, time.Time{}, time.Time{}
@@ -63,7 +70,7 @@ func (c *certificates) state(hostname string) platform.CertificateState {
 		s.Issuer, s.NotBefore, s.NotAfter = l.issuer, pointer(l.notBefore), pointer(l.notAfter)
 	}
 	switch {
-	case time.Now().Before(e.leaf.notAfter):
+	case e.valid(time.Now()):
 		s.State = platform.CertificateIssued
 	case e.failures > 0:
 		s.State = platform.CertificateFailed

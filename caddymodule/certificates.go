@@ -27,7 +27,7 @@ const (
 	warmth  = 6 * time.Hour    // a certificate is looked at this often, even if nothing is to be done
 	visited = 10 * time.Second // after a visitor's handshake: what has come of it?
 	longest = time.Hour        // a name that waits is looked at this often: another node may have its certificate
-	memory  = 24 * time.Hour   // the failure of a name that nobody asks for is forgotten
+	memory  = 24 * time.Hour   // the failure of a name that nobody asks for any more is forgotten
 )
 
 // certificates gets and keeps the certificates of Denia's names, by doing for
@@ -43,7 +43,8 @@ type certificates struct {
 	names atomic.Pointer[names]
 	view  atomic.Pointer[automation]
 
-	secure secured
+	secure    secured
+	strangers strangers // c.mu guards it
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -178,7 +179,7 @@ func (c *certificates) settle(name string, due time.Time) bool {
 		}
 	case e.gone || e.kind != k:
 		e.kind, e.gone = k, false
-		c.secure.note(e)
+		c.note(e)
 		if k.lazy() && e.absent {
 			c.plan(e, due)
 		} else {
@@ -237,7 +238,7 @@ func (c *certificates) forbid(name string) {
 	// Its back-off stays: detaching and attaching a domain must not be a way
 	// around it.
 	e.gone = true
-	c.secure.note(e)
+	c.note(e)
 	if !time.Now().Before(e.retry) {
 		c.drop(e)
 	}
@@ -263,8 +264,14 @@ func (c *certificates) drop(e *entry) {
 	if c.entries[e.name] == e {
 		delete(c.entries, e.name)
 		e.gone = true
-		c.secure.note(e)
+		c.note(e)
 	}
+}
+
+// note has those follow who need to know what e is and has.
+func (c *certificates) note(e *entry) {
+	c.secure.note(e)
+	c.strangers.note(e)
 }
 
 // reschedule has e looked at at the time due. While it is being looked at,
@@ -321,7 +328,7 @@ func (c *certificates) next(ctx context.Context) time.Duration {
 	}
 	heap.Pop(&c.queue)
 	switch {
-	case e.gone, !e.kind.eager() && e.absent: // it has waited for memory's length
+	case e.gone, e.kind.lazy() && !e.asked && !e.valid(now): // nobody waits for it
 		c.drop(e)
 		return 0
 	case e.absent && e.kind != controlName && !view.isFree(e.name):
@@ -331,7 +338,7 @@ func (c *certificates) next(ctx context.Context) time.Duration {
 		}
 	}
 	attempt, cancel := context.WithTimeout(ctx, patience)
-	e.running, e.cancel = true, cancel
+	e.running, e.cancel, e.asked = true, cancel, false
 	c.running++
 	c.wg.Go(func() {
 		defer cancel()
@@ -384,7 +391,7 @@ func (c *certificates) finish(view automation, e *entry, started time.Time, foun
 		if next := newLeaf(found); next != e.leaf {
 			e.leaf = next
 			e.succeed()
-			c.secure.note(e)
+			c.note(e)
 		}
 		e.absent = false
 		c.reschedule(e, c.nextLook(view, e, now))
@@ -392,7 +399,7 @@ func (c *certificates) finish(view automation, e *entry, started time.Time, foun
 	case errors.Is(err, errNoPolicy):
 		e.leaf, e.absent = leaf{}, false
 		e.succeed()
-		c.secure.note(e)
+		c.note(e)
 		c.reschedule(e, now.Add(jitter(warmth)))
 		return
 	case e.failed.Before(started) && !now.Before(e.retry):
@@ -417,13 +424,17 @@ func (c *certificates) nextLook(view automation, e *entry, now time.Time) time.T
 	return now.Add(jitter(min(max(left/10, time.Second), time.Hour)))
 }
 
-// plan schedules a name without a certificate.
+// plan schedules a name that got no certificate.
 func (c *certificates) plan(e *entry, now time.Time) {
+	e.asked = false // and that is the answer
 	due := e.retry
-	if e.kind.eager() {
+	switch {
+	case !e.kind.lazy() || e.valid(now):
 		due = earlier(due, now.Add(jitter(longest)))
-	} else {
+	case e.absent && e.failures > 0:
 		due = due.Add(memory)
+	default: // nothing was ordered, and there is little to remember
+		due = due.Add(longest)
 	}
 	c.reschedule(e, due)
 }
@@ -518,7 +529,7 @@ func (c *certificates) obtained(name string) {
 	defer c.mu.Unlock()
 	if e := c.entries[name]; e != nil {
 		e.succeed()
-		e.absent = false
+		e.absent, e.asked = false, true
 		c.reschedule(e, time.Now())
 		if view := c.automation(); view != nil && !view.isFree(name) {
 			c.answered()

@@ -6,9 +6,11 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"math/big"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -32,6 +34,7 @@ type authority struct {
 	free     bool
 
 	mu     sync.Mutex
+	lost   error // of the storage
 	refuse func(name string) error
 	stored map[string]*x509.Certificate
 	orders map[string][]time.Time
@@ -60,6 +63,9 @@ func (a *authority) handshake(ctx context.Context, name string) (*x509.Certifica
 	}
 	if a.offline {
 		return nil, errors.New("no certificate available")
+	}
+	if a.lost != nil {
+		return nil, a.lost
 	}
 	err := a.of.obtaining(name, renewal)
 	if err == nil {
@@ -95,6 +101,12 @@ func (a *authority) placed() (all []time.Time) {
 	}
 	slices.SortFunc(all, time.Time.Compare)
 	return all
+}
+
+func (a *authority) loseStorage(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.lost = err
 }
 
 func (a *authority) refuseWith(refuse func(name string) error) {
@@ -469,6 +481,88 @@ func TestDomainBecomesTheControlDomain(t *testing.T) {
 		wait(100 * 24 * time.Hour)
 		if s := wantState(t, c, "denia.example.com", "issued"); !lasts(s) {
 			t.Errorf("it was not renewed: %+v", s)
+		}
+	})
+}
+
+// Whatever keeps orders from being placed, strangers cannot have Denia remember
+// names they make up below a wildcard without end, and none of these is ordered
+// later, when nobody asks any more.
+func TestNamesMadeUpBelowAWildcardAreForgotten(t *testing.T) {
+	away := errors.New("the database cannot be reached")
+	for name, begin := range map[string]func(*authority){
+		"authority away": func(a *authority) {
+			a.refuseWith(func(string) error { return &url.Error{Op: "Post", URL: "x", Err: io.EOF} })
+		},
+		"storage away": func(a *authority) { a.loseStorage(away) },
+		"free":         func(a *authority) { a.free = true; a.loseStorage(away) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
+				begin(a)
+				c.useNames(verified("*.example.com", "*.example.org"))
+				visit, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if _, err := a.handshake(visit, "visited.example.com"); err == nil {
+					t.Error("it is served")
+				}
+				for i := range 20_000 {
+					_ = c.allow(fmt.Sprintf("random%d.example.com", i))
+				}
+				if n := len(c.entries); n > 2_000 {
+					t.Errorf("%d names are remembered", n)
+				}
+				if err := c.allow("shop.example.org"); err != nil {
+					t.Errorf("a name of somebody else's is refused: %v", err)
+				}
+				wait(3 * time.Hour)
+				a.refuseWith(refusesNone)
+				a.loseStorage(nil)
+				wait(time.Hour) // the authority's outage is over
+				before := len(a.placed())
+				wait(3 * 24 * time.Hour)
+				if n := len(a.placed()) - before; n > 0 {
+					t.Errorf("%d were ordered", n)
+				}
+				if n := len(c.entries); n > 10 {
+					t.Errorf("%d names are remembered after three days", n)
+				}
+				if err := c.allow("real.example.com"); err != nil {
+					t.Errorf("a new name is refused: %v", err)
+				}
+				if _, err := a.handshake(t.Context(), "real.example.com"); err != nil {
+					t.Error(err)
+				}
+				wait(time.Minute)
+				if !a.free && !c.secure.covers("real.example.com") {
+					t.Error("its certificate is not noticed")
+				}
+			})
+		})
+	}
+}
+
+// A visitor who comes back after a failure is served, and the name is looked
+// after as if nothing had been.
+func TestVisitorComesAgainAfterAFailure(t *testing.T) {
+	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
+		c.useNames(verified("*.example.com"))
+		a.loseStorage(errors.New("the database cannot be reached"))
+		if _, err := a.handshake(t.Context(), "shop.example.com"); err == nil {
+			t.Fatal("it is served without storage")
+		}
+		wait(time.Minute)
+		a.loseStorage(nil)
+		if _, err := a.handshake(t.Context(), "shop.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		wait(time.Minute)
+		if !c.secure.covers("shop.example.com") {
+			t.Error("its certificate is not noticed")
+		}
+		wait(100 * 24 * time.Hour)
+		if n := len(a.orders["shop.example.com"]); n != 2 {
+			t.Errorf("%d orders in a hundred days, want one and a renewal", n)
 		}
 	})
 }

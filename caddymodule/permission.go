@@ -139,6 +139,7 @@ func (n *names) domain(name string) (platform.DomainName, bool) {
 
 var (
 	errTurn      = errors.New("as many certificates are ordered as authorities allow; this one has to wait for its turn")
+	errStrangers = errors.New("too many names below wildcards wait for their first certificate")
 	errNobodys   = errors.New("no verified domain, no service and not the control domain")
 	errNotPublic = errors.New("no public authority issues for such a name: use `tls internal`, or an authority of your own")
 )
@@ -160,18 +161,32 @@ func (c *certificates) allow(name string) error {
 	defer c.mu.Unlock()
 	now := time.Now()
 	e := c.entries[name]
-	if e == nil {
-		// Anybody can make up names below a wildcard: there are as many as may
-		// be ordered.
-		if turn := c.orders.next(name, now); k == childName && !turn.IsZero() {
-			return &waiting{until: turn, because: errTurn.Error()}
+	switch {
+	case e == nil:
+		free := view != nil && view.isFree(name)
+		if k == childName {
+			// Anybody can make up names below a wildcard: there are as many as
+			// may be ordered, and as many of others as may be remembered.
+			if turn := c.orders.next(name, now); !turn.IsZero() {
+				return &waiting{until: turn, because: errTurn.Error()}
+			}
+			if c.strangers.full(name) {
+				if free {
+					return nil // it is had again for each visitor who needs it
+				}
+				return errStrangers
+			}
 		}
-		c.reschedule(c.add(name, k), now.Add(visited))
+		e = c.add(name, k)
+		e.free = free
+		c.note(e)
+	case e.absent && !e.running && now.Before(e.retry):
+		return &waiting{until: e.retry, because: e.err}
+	case e.running, e.asked, e.gone, e.valid(now), !k.lazy():
 		return nil
 	}
-	if e.absent && !e.running && now.Before(e.retry) {
-		return &waiting{until: e.retry, because: e.err}
-	}
+	e.asked = true
+	c.reschedule(e, now.Add(visited))
 	return nil
 }
 
