@@ -77,8 +77,18 @@ type outage struct {
 	err   error
 }
 
-// do runs one operation on the vault.
-func (s *certificateStorage) do(ctx context.Context, operation func(context.Context, *vault) error) error {
+// access is what an operation does in the database.
+type access int
+
+const (
+	reading access = iota
+	writing
+)
+
+// do runs one operation on the vault. That one of them cannot write says nothing
+// about the others: reads go on while the disk is full or another process keeps
+// the database busy.
+func (s *certificateStorage) do(ctx context.Context, a access, operation func(context.Context, *vault) error) error {
 	if down := s.down.Load(); down != nil && time.Since(down.since) < storagePause {
 		return down.err
 	}
@@ -93,7 +103,7 @@ func (s *certificateStorage) do(ctx context.Context, operation func(context.Cont
 	case err == nil:
 	case platform.KindOf(err) == platform.NotFound:
 		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
-	case platform.KindOf(err) == platform.Unavailable, bounded.Err() != nil && ctx.Err() == nil:
+	case platform.CodeOf(err) == "database_unavailable", a == reading && bounded.Err() != nil && ctx.Err() == nil:
 		s.down.Store(&outage{time.Now(), err})
 	}
 	return err
@@ -101,14 +111,14 @@ func (s *certificateStorage) do(ctx context.Context, operation func(context.Cont
 
 // Store implements certmagic.Storage.
 func (s *certificateStorage) Store(ctx context.Context, key string, value []byte) error {
-	return s.do(ctx, func(ctx context.Context, v *vault) error {
+	return s.do(ctx, writing, func(ctx context.Context, v *vault) error {
 		return v.store.PutCertificateFile(ctx, cleanKey(key), value)
 	})
 }
 
 // Load implements certmagic.Storage.
 func (s *certificateStorage) Load(ctx context.Context, key string) (value []byte, err error) {
-	err = s.do(ctx, func(ctx context.Context, v *vault) (err error) {
+	err = s.do(ctx, reading, func(ctx context.Context, v *vault) (err error) {
 		value, err = v.store.CertificateContent(ctx, cleanKey(key))
 		return err
 	})
@@ -117,7 +127,7 @@ func (s *certificateStorage) Load(ctx context.Context, key string) (value []byte
 
 // Delete implements certmagic.Storage.
 func (s *certificateStorage) Delete(ctx context.Context, key string) error {
-	return s.do(ctx, func(ctx context.Context, v *vault) error { return v.store.DeleteCertificateFiles(ctx, cleanKey(key)) })
+	return s.do(ctx, writing, func(ctx context.Context, v *vault) error { return v.store.DeleteCertificateFiles(ctx, cleanKey(key)) })
 }
 
 // Exists implements certmagic.Storage.
@@ -128,7 +138,7 @@ func (s *certificateStorage) Exists(ctx context.Context, key string) bool {
 
 // List implements certmagic.Storage.
 func (s *certificateStorage) List(ctx context.Context, path string, recursive bool) (keys []string, err error) {
-	err = s.do(ctx, func(ctx context.Context, v *vault) (err error) {
+	err = s.do(ctx, reading, func(ctx context.Context, v *vault) (err error) {
 		keys, err = v.store.CertificateKeys(ctx, cleanKey(path), recursive)
 		return err
 	})
@@ -138,7 +148,7 @@ func (s *certificateStorage) List(ctx context.Context, path string, recursive bo
 // Stat implements certmagic.Storage.
 func (s *certificateStorage) Stat(ctx context.Context, key string) (info certmagic.KeyInfo, err error) {
 	var file store.CertificateFile
-	err = s.do(ctx, func(ctx context.Context, v *vault) (err error) {
+	err = s.do(ctx, reading, func(ctx context.Context, v *vault) (err error) {
 		file, err = v.store.CertificateFile(ctx, cleanKey(key))
 		return err
 	})
@@ -160,7 +170,7 @@ func (s *certificateStorage) Lock(ctx context.Context, name string) error {
 
 // TryLock implements certmagic.TryLocker.
 func (s *certificateStorage) TryLock(ctx context.Context, name string) (taken bool, err error) {
-	err = s.do(ctx, func(ctx context.Context, v *vault) (err error) {
+	err = s.do(ctx, writing, func(ctx context.Context, v *vault) (err error) {
 		taken, err = v.locks.take(ctx, name, false)
 		return err
 	})
@@ -181,7 +191,7 @@ func (s *certificateStorage) Unlock(ctx context.Context, name string) error {
 // RenewLockLease implements certmagic.LockLeaseRenewer. Locks are kept for as
 // long as they are held, so it only stops who has lost one.
 func (s *certificateStorage) RenewLockLease(ctx context.Context, name string, _ time.Duration) error {
-	return s.do(ctx, func(ctx context.Context, v *vault) error { return v.locks.renew(ctx, name) })
+	return s.do(ctx, writing, func(ctx context.Context, v *vault) error { return v.locks.renew(ctx, name) })
 }
 
 // String names the storage in Caddy's log.

@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/certmagic"
 
 	"github.com/denia-paas/denia/internal/testpg"
+	"github.com/denia-paas/denia/platform"
 )
 
 // node is the certificate storage of one node.
@@ -254,6 +255,27 @@ func TestLockOfTheDead(t *testing.T) {
 	}
 	if err := again.release(ctx, "issue"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A database that takes no writes can be read: handshakes go on.
+func TestStorageIsReadWhileItCannotBeWritten(t *testing.T) {
+	for name, err := range map[string]error{
+		"full": platform.Errorf(platform.Unavailable, "disk_full", "the disk is full"),
+		"busy": platform.Errorf(platform.Unavailable, "database_busy", "the database is busy"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := node(t, "sqlite", "")
+			if err := s.Store(t.Context(), "x", []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.do(t.Context(), writing, func(context.Context, *vault) error { return err }); !errors.Is(got, err) {
+				t.Errorf("writing: %v", got)
+			}
+			if _, err := s.Load(t.Context(), "x"); err != nil {
+				t.Errorf("reading: %v", err)
+			}
+		})
 	}
 }
 
