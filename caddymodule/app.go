@@ -86,6 +86,7 @@ type App struct {
 	settle  func()        // closes started
 	ctx     caddy.Context
 	key     string // of the engine in the pool, once started
+	decides bool   // by tls.permission.denia alone, for which names there are certificates on demand
 	tls     *tlsView
 	early   earlyVault
 }
@@ -241,7 +242,7 @@ func (a *App) Start() error {
 			log.Error("registering metrics failed", "error", err)
 		}
 	}
-	if a.tls, err = newTLSView(a.ctx); err != nil {
+	if a.tls, err = newTLSView(a.ctx, a.decides); err != nil {
 		_, _ = engines.Delete(key)
 		return fmt.Errorf("denia: reading the TLS configuration: %w", err)
 	}

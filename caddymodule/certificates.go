@@ -64,6 +64,7 @@ type certificates struct {
 // the real one.
 type automation interface {
 	onDemand(name string) bool
+	decided() bool
 	issues(name string) bool
 	isFree(name string) bool
 	renewalRatio(name string) float64
@@ -480,8 +481,8 @@ func (c *certificates) hold(e *entry, turn time.Time, because error, now time.Ti
 }
 
 // obtaining is told before Caddy orders or renews a certificate. Its error
-// keeps Caddy from it. It does not concern names that are not Denia's, or that
-// have a policy of their own.
+// keeps Caddy from it. It does not concern names that have a policy of their own,
+// or that are not Denia's where others permit them.
 //
 // Refusing here, rather than when permission is asked, leaves a certificate
 // that is still good in place: Caddy drops it when permission to renew it is
@@ -495,6 +496,11 @@ func (c *certificates) obtaining(name string, renewal bool) error {
 	defer c.mu.Unlock()
 	e := c.entries[name]
 	if e == nil {
+		// Not every order is preceded by permission: Caddy has certificates anew
+		// that were revoked, or that storage has no more.
+		if _, known := c.names.Load().find(name); !known && view.decided() {
+			return errNobodys
+		}
 		return nil
 	}
 	now := time.Now()

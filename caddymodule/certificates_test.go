@@ -31,6 +31,7 @@ type authority struct {
 	lifetime time.Duration
 	offline  bool // the policy is not on-demand
 	dns      bool // certificates for wildcards are the operator's
+	decides  bool // Denia's permission alone is asked
 	free     bool
 
 	mu     sync.Mutex
@@ -43,6 +44,7 @@ type authority struct {
 func (a *authority) onDemand(name string) bool {
 	return !a.offline && (!a.dns || !platform.IsWildcard(name))
 }
+func (a *authority) decided() bool               { return a.decides }
 func (a *authority) issues(name string) bool     { return !strings.HasSuffix(name, ".localhost") }
 func (a *authority) isFree(string) bool          { return a.free }
 func (a *authority) renewalRatio(string) float64 { return 1. / 3 }
@@ -276,6 +278,33 @@ func TestRateLimitIsRespected(t *testing.T) {
 			t.Errorf("%d orders, want one", n)
 		}
 		wantState(t, c, "shop.example.com", "failed")
+	})
+}
+
+// Caddy renews some certificates without asking for permission: one that storage
+// has no more, and one that was revoked.
+func TestRemovedDomainIsNotOrdered(t *testing.T) {
+	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
+		a.decides = true
+		c.useNames(verified("shop.example.com", "*.example.org"))
+		wait(time.Second)
+		if _, err := a.handshake(t.Context(), "shop.example.org"); err != nil {
+			t.Fatal(err)
+		}
+		wait(time.Minute)
+		c.useNames(control.Names{})
+		wait(200 * 24 * time.Hour)
+		for _, name := range []string{"shop.example.com", "shop.example.org"} {
+			for _, renewal := range []bool{false, true} {
+				if err := c.obtaining(name, renewal); err == nil {
+					t.Errorf("%s is ordered, renewal: %v", name, renewal)
+				}
+			}
+		}
+		a.decides = false // sites of the operator's, which others permit, are not Denia's affair
+		if err := c.obtaining("elsewhere.example.net", false); err != nil {
+			t.Errorf("a name of the operator's own is not ordered: %v", err)
+		}
 	})
 }
 

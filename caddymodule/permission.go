@@ -48,6 +48,10 @@ func (p *Permission) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading the app denia: %w", err)
 	}
 	p.app = module.(*App)
+	// Below another module, such as one that asks several, it is not the one.
+	if above := ctx.Modules(); len(above) > 1 {
+		_, p.app.decides = above[len(above)-2].(*caddytls.TLS)
+	}
 	return nil
 }
 

@@ -16,12 +16,13 @@ import (
 
 // tlsView is TLS as one of Caddy's configurations has it.
 type tlsView struct {
-	app    *caddytls.TLS
-	server *tls.Config
+	app     *caddytls.TLS
+	server  *tls.Config
+	decides bool
 }
 
 // newTLSView returns nil for a configuration without TLS.
-func newTLSView(ctx caddy.Context) (*tlsView, error) {
+func newTLSView(ctx caddy.Context, decides bool) (*tlsView, error) {
 	module, err := ctx.AppIfConfigured("tls")
 	if errors.Is(err, caddy.ErrNotConfigured) {
 		return nil, nil
@@ -35,7 +36,7 @@ func newTLSView(ctx caddy.Context) (*tlsView, error) {
 	}
 	server := policy.TLSConfig.Clone()
 	server.SessionTicketsDisabled = true // nobody would read them from the pipe
-	return &tlsView{app: module.(*caddytls.TLS), server: server}, nil
+	return &tlsView{app: module.(*caddytls.TLS), server: server, decides: decides}, nil
 }
 
 // policy is the automation policy that Caddy goes by for a name; nil where its
@@ -63,6 +64,10 @@ func (v *tlsView) onDemand(name string) bool {
 	policy := v.policy(name)
 	return policy != nil && policy.OnDemand
 }
+
+// decided tells whether Denia alone decides which names may have certificates on
+// demand.
+func (v *tlsView) decided() bool { return v.decides }
 
 // issues tells whether any issuer can have a certificate for the name: public
 // authorities have none for names that exist only here.
