@@ -28,6 +28,7 @@ type entry struct {
 	seen     bool // it was looked at once
 	leaf     leaf
 	absent   bool // it is known that there is no certificate
+	renewal  bool // what failed last was to renew leaf
 	failures int  // in a row
 	failed   time.Time
 	err      string

@@ -389,7 +389,8 @@ func (c *certificates) finish(view automation, e *entry, started time.Time, foun
 		c.nudge()
 		return
 	case err == nil:
-		if next := newLeaf(found); next != e.leaf {
+		// While renewing it fails, the same one is found all the time.
+		if next := newLeaf(found); next != e.leaf || !e.renewal && !now.Before(e.retry) {
 			e.leaf = next
 			e.succeed()
 			c.note(e)
@@ -406,7 +407,7 @@ func (c *certificates) finish(view automation, e *entry, started time.Time, foun
 	case e.failed.Before(started) && !now.Before(e.retry):
 		// Neither has the authority refused nor was the order held back:
 		// storage is away, or it took too long.
-		c.fail(e, err, now)
+		c.fail(e, false, err, now)
 	}
 	c.plan(e, now)
 }
@@ -450,8 +451,9 @@ func earlier(a, b time.Time) time.Time {
 // jitter is d, give or take a quarter.
 func jitter(d time.Duration) time.Duration { return d*3/4 + rand.N(d/2+1) }
 
-func (c *certificates) fail(e *entry, err error, now time.Time) {
+func (c *certificates) fail(e *entry, renewal bool, err error, now time.Time) {
 	e.failures++
+	e.renewal = renewal
 	e.err, e.failed = reason(err), now
 	e.retry = now.Add(backOff(err, e.failures))
 	e.nextTry = e.retry
@@ -474,7 +476,7 @@ func (c *certificates) turn(name string, now time.Time) (time.Time, error) {
 func (c *certificates) hold(e *entry, turn time.Time, because error, now time.Time) {
 	e.absent = true
 	if !now.Before(e.retry) {
-		e.err, e.nextTry = because.Error(), turn
+		e.renewal, e.err, e.nextTry = false, because.Error(), turn
 		e.retry = earlier(turn, now.Add(longest))
 	}
 	c.plan(e, now)
@@ -557,7 +559,7 @@ func (c *certificates) failure(name string, renewal bool, err error) {
 	} else if _, ok := errors.AsType[acme.Problem](err); ok {
 		c.answered()
 	}
-	c.fail(e, err, now)
+	c.fail(e, renewal, err, now)
 	if !renewal {
 		e.absent = true
 	}

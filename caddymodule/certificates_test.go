@@ -53,6 +53,9 @@ func (a *authority) handshake(ctx context.Context, name string) (*x509.Certifica
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	found := a.stored[name]
+	if found != nil && a.lost != nil { // and Caddy has not got it in memory
+		return nil, a.lost
+	}
 	now := time.Now()
 	renewal := found != nil && now.Before(found.NotAfter)
 	if renewal && found.NotAfter.Sub(now) > a.lifetime/3 {
@@ -73,11 +76,14 @@ func (a *authority) handshake(ctx context.Context, name string) (*x509.Certifica
 	if err == nil {
 		a.orders[name] = append(a.orders[name], now)
 		if err = a.refuse(name); err != nil {
-			a.of.failure(name, renewal, fmt.Errorf("solving challenge: %w", err))
-			if !renewal { // Caddy tries again in a minute, unless it is told to stop
-				<-ctx.Done()
-				return nil, ctx.Err()
+			err := fmt.Errorf("solving challenge: %w", err)
+			if renewal { // that goes on behind the handshake
+				go a.of.failure(name, renewal, err)
+				return found, nil
 			}
+			a.of.failure(name, renewal, err)
+			<-ctx.Done() // Caddy tries again in a minute, unless it is told to stop
+			return nil, ctx.Err()
 		}
 	}
 	if err != nil {
@@ -438,6 +444,37 @@ func TestFailedRenewalKeepsTheCertificate(t *testing.T) {
 		a.refuseWith(refusesNone)
 		wait(30 * time.Hour)
 		wantState(t, c, "shop.example.com", "issued")
+	})
+}
+
+// What was wrong with a certificate that is there after all is over, and no more
+// told. What is wrong with its renewal is not over while the old one is served.
+func TestErrorEndsWithItsCause(t *testing.T) {
+	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
+		c.useNames(verified("shop.example.com"))
+		wait(time.Second)
+		a.loseStorage(errors.New("the database cannot be reached"))
+		wait(8 * time.Hour)
+		if s := wantState(t, c, "shop.example.com", "issued"); s.Error == "" {
+			t.Error("the failure is not told")
+		}
+		a.loseStorage(nil)
+		wait(8 * time.Hour)
+		if s := wantState(t, c, "shop.example.com", "issued"); s.Error != "" || s.NextTry != nil {
+			t.Errorf("the state is %+v", s)
+		}
+
+		a.refuseWith(func(string) error { return refusal })
+		wait(63 * 24 * time.Hour)
+		for range 20 {
+			wait(time.Hour)
+			if s := wantState(t, c, "shop.example.com", "issued"); s.Error == "" {
+				t.Error("the owner hears nothing of a renewal that fails")
+			}
+		}
+		if n := most(a.placed(), 24*time.Hour); n > 6 {
+			t.Errorf("%d orders in a day", n)
+		}
 	})
 }
 
