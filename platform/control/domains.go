@@ -27,6 +27,12 @@ type DomainOptions struct {
 
 	// ChallengePort is where hosts are asked for the challenge. Default: 80.
 	ChallengePort int
+
+	// Reached hears of each check that found a verified host name to lead to
+	// where its challenge is answered, whether it was asked for or is the one of
+	// each day, after Names has heard of the name. It must be quick, and must not
+	// call the Plane. nil: nobody hears.
+	Reached func(hostname string)
 }
 
 const (
@@ -127,6 +133,9 @@ func (p *Plane) checkDomain(ctx context.Context, d platform.Domain) (platform.Do
 			return d, err
 		}
 		p.routeDomain(now.Hostname, now.ServiceID)
+		if check.HTTP && p.Domains.Reached != nil {
+			p.Domains.Reached(now.Hostname)
+		}
 	} else {
 		p.unrouteDomain(now.Hostname, now.ServiceID)
 	}

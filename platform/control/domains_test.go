@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -598,6 +599,55 @@ func TestNamesAreToldBeforeTheyAreRouted(t *testing.T) {
 	check(t, w.DetachDomain(t.Context(), service.ID, d.ID))
 	if got, want := last(), fmt.Sprintf("{[{a.example.com %[1]s off} {z.example.com %[1]s off}] []}", service.ID); got != want {
 		t.Errorf("detached: %s, want %s", got, want)
+	}
+}
+
+// A name that is proven by DNS and led here afterwards is told as soon as a check
+// finds it, with the TXT record still in place; what leads elsewhere is not.
+func TestHostsThatLeadHereAreTold(t *testing.T) {
+	n := newInternet(t)
+	reached := make(chan string, 1000)
+	var named atomic.Value
+	named.Store(control.Names{})
+	w := start(t, n.options(func(o *control.Options) {
+		o.Domains.Recheck = time.Second
+		o.Names = func(names control.Names) { named.Store(names) }
+		o.Domains.Reached = func(hostname string) {
+			if !slices.ContainsFunc(named.Load().(control.Names).Domains, func(d platform.DomainName) bool { return d.Hostname == hostname }) {
+				t.Errorf("%s leads here, and its name was not told", hostname)
+			}
+			reached <- hostname
+		}
+	}))
+	none := func(when string) {
+		t.Helper()
+		if len(reached) > 0 {
+			t.Errorf("%s: %s leads here", when, <-reached)
+		}
+	}
+	service := w.service(spec("web"))
+	d, wild := w.attach(service.ID, "shop.example.com"), w.attach(service.ID, "*.example.com")
+	n.TXT("_denia-challenge.shop.example.com", d.Token)
+	n.TXT("_denia-challenge.example.com", wild.Token)
+	w.verified(d)
+	w.verified(wild)
+	none("proven by DNS alone")
+	n.site("shop.example.com", func(w http.ResponseWriter, r *http.Request) { // whatever it is asked for
+		io.WriteString(w, strings.TrimPrefix(r.URL.Path, platform.ChallengePath))
+	})
+	w.verified(d)
+	none("at a host that proves nothing")
+
+	n.site("shop.example.com", w.denia)
+	for range 2 { // checks go on, and tell it each time
+		select {
+		case host := <-reached:
+			if host != "shop.example.com" {
+				t.Errorf("%s leads here", host)
+			}
+		case <-time.After(patience):
+			t.Fatal("that the name leads here is not told")
+		}
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 
 const (
 	proofTimeout = 5 * time.Second // for each of the two proofs, names and connections included
+	hostPatience = 2 * time.Second // for the host, once DNS has proven the claim
 	proofBytes   = 1 << 10         // of an answer
 	proofHops    = 3               // redirects that are followed
 )
@@ -125,7 +126,9 @@ func (v *prover) look(ctx context.Context, hostname, token string) platform.Doma
 	both.Go(func() { page = v.fetch(fetching, hostname, token) })
 	c.TXT, record = v.lookUp(ctx, hostname, token)
 	if record == nil {
-		enough() // DNS says more than the host
+		// DNS says more than the host; whether that leads here by now is worth
+		// a moment.
+		defer time.AfterFunc(hostPatience, enough).Stop()
 	}
 	both.Wait()
 	c.HTTP = page == nil
@@ -164,8 +167,11 @@ func (v *prover) fetch(ctx context.Context, hostname, token string) *miss {
 	if missed := v.ask(ctx, hostname, token); missed != nil {
 		return missed
 	}
-	if v.ask(ctx, hostname, newToken()) == nil {
+	switch missed := v.ask(ctx, hostname, newToken()); {
+	case missed == nil:
 		return &miss{platform.DomainWrongAnswer, v.url(hostname, "…") + " answers with whatever token it is asked for, which proves nothing", true}
+	case ctx.Err() != nil:
+		return missed // there was no time to find out
 	}
 	return nil
 }
