@@ -31,6 +31,7 @@ type entry struct {
 	renewal  bool // what failed last was to renew leaf
 	failures int  // in a row
 	failed   time.Time
+	refusals *refusals // nil: none so far
 	err      string
 	retry    time.Time // not ordered before
 	nextTry  time.Time // shown to the owner

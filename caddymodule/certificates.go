@@ -455,9 +455,32 @@ func (c *certificates) fail(e *entry, renewal bool, err error, now time.Time) {
 	e.failures++
 	e.renewal = renewal
 	e.err, e.failed = reason(err), now
+	if verdictOf(err) == refuses {
+		if e.refusals == nil {
+			e.refusals = &refusals{hasty: window{limit: hastened, span: 24 * time.Hour}}
+		}
+		e.refusals.note(now)
+	}
 	e.retry = now.Add(backOff(err, e.failures))
 	e.nextTry = e.retry
 	c.log.Warn("no certificate", "host", e.name, "reason", e.err, "failures", e.failures, "next_try", e.nextTry)
+}
+
+// reached is told that a name leads to this Denia. What an authority has refused
+// it for may be over, most of all that it led elsewhere: it is tried again before
+// its back-off ends, if the authority's limits have room for that.
+func (c *certificates) reached(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	e := c.entries[name]
+	if e == nil || e.gone || e.refusals == nil || !e.failed.Equal(e.refusals.last[1]) {
+		return
+	}
+	if again, ok := e.refusals.hasten(now, e.retry); ok {
+		e.retry, e.nextTry = again, again
+		c.reschedule(e, again)
+	}
 }
 
 // turn is when a certificate may be ordered, and why not now: nil when it may.

@@ -256,6 +256,57 @@ func TestRefusedDomainIsTriedEverMoreSeldom(t *testing.T) {
 	})
 }
 
+// A name whose order was refused is ordered again when it turns out to lead here,
+// but an hour has room for two tries of a name, of two validations each, and a
+// week for fifty below a registered domain.
+func TestNameThatLeadsHereIsOrderedAgain(t *testing.T) {
+	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
+		a.refuseWith(func(string) error { return refusal })
+		c.useNames(verified("late.example.com", "fine.example.com"))
+		wait(10 * time.Hour)
+		before := len(a.orders["late.example.com"])
+		s := wantState(t, c, "late.example.com", "failed")
+		if time.Until(*s.NextTry) < time.Hour {
+			t.Fatalf("the next try is at %s", s.NextTry)
+		}
+		c.reached("late.example.com")
+		wait(time.Minute)
+		if n := len(a.orders["late.example.com"]) - before; n != 1 {
+			t.Errorf("%d orders once it leads here", n)
+		}
+		for range 23 * 60 { // and somebody verifies it all the time
+			c.reached("late.example.com")
+			c.reached("nobodys.example.com")
+			wait(time.Minute)
+		}
+		times := a.orders["late.example.com"]
+		if n := most(times, time.Hour); n > 2 {
+			t.Errorf("%d orders in an hour, each of two validations: more than 4 are too many", n)
+		}
+		for i := range times[1:] {
+			if d := times[i+1].Sub(times[i]); d < 15*time.Minute {
+				t.Errorf("ordered again after %s", d)
+			}
+		}
+		if n := len(times) - before; n < 4 || n > 7 {
+			t.Errorf("%d orders in a day", n)
+		}
+		wait(time.Hour)
+		a.refuseWith(refusesNone)
+		c.reached("late.example.com")
+		wait(time.Minute)
+		if s := wantState(t, c, "late.example.com", "issued"); s.Error != "" || s.NextTry != nil {
+			t.Errorf("the state is %+v", s)
+		}
+		wantState(t, c, "fine.example.com", "failed")
+		c.reached("late.example.com")
+		wait(time.Minute)
+		if n := len(a.orders["late.example.com"]); n != len(times)+1 {
+			t.Errorf("%d orders more, although there is a certificate", n-len(times)-1)
+		}
+	})
+}
+
 func TestAuthorityThatIsAwayIsAskedAgainSoon(t *testing.T) {
 	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
 		a.refuseWith(func(string) error { return errors.New("dial tcp: connection refused by https://user:secret@ca") })
@@ -279,7 +330,9 @@ func TestRateLimitIsRespected(t *testing.T) {
 			return acme.Problem{Type: "urn:ietf:params:acme:error:rateLimited", Status: 429, Detail: "too many"}
 		})
 		c.useNames(verified("shop.example.com"))
-		wait(50 * time.Minute)
+		wait(25 * time.Minute)
+		c.reached("shop.example.com")
+		wait(25 * time.Minute)
 		if n := len(a.placed()); n != 1 {
 			t.Errorf("%d orders, want one", n)
 		}

@@ -114,6 +114,7 @@ func openEngine(ctx context.Context, s settings, log *slog.Logger) (_ *Engine, e
 		Domains: control.DomainOptions{
 			AllowPrivate: s.domains.AllowPrivate, Resolver: s.domains.Resolver,
 			Recheck: time.Duration(s.domains.Recheck), ChallengePort: s.domains.ChallengePort,
+			Reached: e.certificates.reached,
 		},
 		Registry: hosted{e}, Store: e.store, Runtime: e.docker, Images: e.docker, Ingress: e.ingress, Logs: e.logs, Log: logger,
 		DataDir: s.dataDir, BaseDomain: s.baseDomain, Node: e.vault.node,

@@ -107,16 +107,59 @@ var (
 	}
 )
 
+// hastened bounds how many tries of a name in a day do not wait for its back-off.
+// They count as orders below its registered domain, and a client that goes on
+// verifying must not use these up.
+const hastened = 5
+
+// refusals are those of a name that count as failed validations.
+type refusals struct {
+	last  [2]time.Time
+	hasty window // tries that did not wait for the back-off
+}
+
+func (r *refusals) note(now time.Time) { r.last = [2]time.Time{r.last[1], now} }
+
+// hasten returns when the name may be ordered if it need not wait for its
+// back-off, and false if it has to. Two tries in an hour keep below the limit that
+// afterRefusal keeps below.
+func (r *refusals) hasten(now, retry time.Time) (time.Time, bool) {
+	again := later(now, later(r.last[1].Add(afterRefusal[0]), r.last[0].Add(time.Hour)))
+	if !again.Before(retry) || !r.hasty.next(now).IsZero() {
+		return retry, false
+	}
+	r.hasty.take(now)
+	return again, true
+}
+
+// verdict is what an authority has said about an order.
+type verdict int
+
+const (
+	noVerdict verdict = iota // it has not answered, or not about the order
+	refuses                  // because of the name
+	isLimited                // because of how many there were
+)
+
+func verdictOf(err error) verdict {
+	problem, ok := errors.AsType[acme.Problem](err)
+	switch {
+	case ok && (problem.Status == http.StatusTooManyRequests || problem.Type == acme.ProblemTypeRateLimited):
+		return isLimited
+	case ok && problem.Status < http.StatusInternalServerError:
+		return refuses
+	}
+	return noVerdict
+}
+
 // backOff is how long to wait after a failure, the nth in a row.
 func backOff(err error, n int) time.Duration {
 	waits := afterTrouble
-	if problem, ok := errors.AsType[acme.Problem](err); ok {
-		switch {
-		case problem.Status == http.StatusTooManyRequests || problem.Type == acme.ProblemTypeRateLimited:
-			waits = afterRefusal[1:]
-		case problem.Status < http.StatusInternalServerError:
-			waits = afterRefusal
-		}
+	switch verdictOf(err) {
+	case isLimited:
+		waits = afterRefusal[1:]
+	case refuses:
+		waits = afterRefusal
 	}
 	return spread(waits[min(n, len(waits))-1])
 }
