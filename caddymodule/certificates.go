@@ -7,7 +7,6 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -125,7 +124,6 @@ func (c *certificates) automation() automation {
 func (c *certificates) useNames(given control.Names) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	given.Services = slices.Sorted(slices.Values(given.Services))
 	c.given = given
 	c.rebuild()
 }

@@ -192,7 +192,7 @@ func TestPermission(t *testing.T) {
 	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
 		given := verified("shop.example.com", "*.wild.example.com", "xn--bcher-kva.example")
 		given.Domains = append(given.Domains, platform.DomainName{Hostname: "zz.example.com", TLS: "off"})
-		given.Services = []string{"web.apps.example.net", "app.apps.example.net", "app.localhost"}
+		given.Services = []string{"app.apps.example.net", "app.localhost", "web.apps.example.net"}
 		c.useNames(given)
 		c.useControlDomain("denia.example.net")
 		for _, name := range []string{

@@ -33,11 +33,7 @@ func (e *Engine) redirect(w http.ResponseWriter, r *http.Request) bool {
 	if !e.certificates.covers(host) || isChallenge(r.URL.Path) || strings.HasPrefix(r.URL.Path, acmePath) || scheme(r) == "https" {
 		return false
 	}
-	if r.ProtoMajor == 1 {
-		w.Header().Set("Connection", "close") // the client goes elsewhere, and may leave a body unsent
-	}
-	w.Header().Set("Location", "https://"+host+r.URL.RequestURI())
-	w.WriteHeader(http.StatusPermanentRedirect)
+	e.ingress.Redirect(w, r, "https://"+host+r.URL.RequestURI())
 	return true
 }
 

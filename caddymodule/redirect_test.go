@@ -14,11 +14,14 @@ import (
 
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/control"
+	"github.com/denia-paas/denia/platform/ingress"
 )
 
 func TestPlainRequestsForDomainsGoToHTTPS(t *testing.T) {
 	withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
-		e := &Engine{certificates: c}
+		in := ingress.New(ingress.Options{})
+		defer in.Close()
+		e := &Engine{certificates: c, ingress: in}
 		location := func(method, url string, change ...func(*http.Request)) string {
 			t.Helper()
 			r := httptest.NewRequest(method, url, nil)
@@ -113,7 +116,9 @@ func TestTLSIsOffBelowAWildcard(t *testing.T) {
 	for name, dns := range map[string]bool{"on demand": false, "by DNS": true} {
 		t.Run(name, func(t *testing.T) {
 			withAuthority(t, func(t *testing.T, c *certificates, a *authority) {
-				e := &Engine{certificates: c}
+				in := ingress.New(ingress.Options{})
+				defer in.Close()
+				e := &Engine{certificates: c, ingress: in}
 				redirected := func(host string) bool {
 					return e.redirect(httptest.NewRecorder(), httptest.NewRequest("GET", "http://"+host+"/", nil))
 				}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -367,5 +368,18 @@ func TestTrafficOfManyReleasesIsBounded(t *testing.T) {
 	}
 	if n := len(w.Traffic()[0].Releases); n > 8 {
 		t.Errorf("%d releases are counted", n)
+	}
+}
+
+func TestRedirectsHaveTheirEntry(t *testing.T) {
+	w, d := noting(t, ingress.Options{})
+	answer := httptest.NewRecorder()
+	r := w.request(http.MethodGet, "/a?b", nil)
+	w.Redirect(answer, r, "https://"+host+"/a?b")
+	if answer.Code != http.StatusPermanentRedirect || answer.Header().Get("Location") != "https://"+host+"/a?b" {
+		t.Errorf("got %d, %v", answer.Code, answer.Header())
+	}
+	if e := d.last(w, 1); e.Status != http.StatusPermanentRedirect || e.Path != "/a" || e.Error != "" {
+		t.Errorf("the entry is %+v", e)
 	}
 }

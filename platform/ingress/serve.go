@@ -76,6 +76,25 @@ func (in *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.whole = true
 }
 
+// Redirect sends the client to location for good, in place of the service of its
+// host: the request has its access entry there.
+func (in *Ingress) Redirect(w http.ResponseWriter, r *http.Request, location string) {
+	x := exchange{in: in, w: w, r: r, id: requestID(r), pool: in.hosts.Load().lookup(r.Host)}
+	x.began = time.Now()
+	x.body.src, x.body.length = r.Body, r.ContentLength
+	if r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close") // the client goes elsewhere, and may leave a body unsent
+	}
+	w.Header().Set("Location", location)
+	x.status = http.StatusPermanentRedirect
+	w.WriteHeader(x.status)
+	if x.pool != nil { // else it was taken away meanwhile
+		x.whole = true
+		x.ip, x.trusted = in.options.Client(r)
+		x.note()
+	}
+}
+
 func (x *exchange) refuse(f *refusal) {
 	x.status, x.refused = f.status, f
 	x.leaveUnread()
