@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -68,8 +69,7 @@ func (x *exchange) upgrade(u *upstream, protocol string) *failure {
 		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{})}
 	}
 	from := aheads.Get().(*bufio.Reader)
-	from.Reset(c)
-	res, err := x.readAnswer(from, out)
+	res, err := firstAnswer(from, c, out)
 	if err != nil {
 		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{})}
 	}
@@ -107,18 +107,25 @@ func writeRequest(c *conn, out *http.Request) error {
 	return to.Flush()
 }
 
-// readAnswer reads the first answer that is not merely informational.
-func (x *exchange) readAnswer(from *bufio.Reader, out *http.Request) (*http.Response, error) {
-	for range 10 {
+// firstAnswer has from read what c gives, and reads the first answer that is not
+// merely informational. net/http reads a head however long it is.
+func firstAnswer(from *bufio.Reader, c *conn, out *http.Request) (*http.Response, error) {
+	bound := &io.LimitedReader{R: c}
+	from.Reset(bound)
+	for range maxInterim {
+		bound.N = maxHead
 		res, err := http.ReadResponse(from, out)
-		if err != nil {
+		switch {
+		case err != nil && bound.N == 0:
+			return nil, errHeadTooLong
+		case err != nil:
 			return nil, err
-		}
-		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
+		case res.StatusCode >= http.StatusOK || res.StatusCode == http.StatusSwitchingProtocols:
+			bound.N = math.MaxInt64
 			return res, nil
 		}
 	}
-	return nil, errors.New("the replica sent too many informational answers")
+	return nil, errManyInterim
 }
 
 // asSpelt gives the fields of WebSockets the spelling of RFC 6455, as there are

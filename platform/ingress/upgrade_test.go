@@ -329,17 +329,18 @@ func TestOtherProtocolsAndHalfClose(t *testing.T) {
 }
 
 func TestRefusedUpgradeIsAnOrdinaryAnswer(t *testing.T) {
+	page := "not you" + strings.Repeat(".", 1<<20)
 	w := newWorld(t, ingress.Options{})
 	w.serve(target("a", newBackend(t, func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusForbidden)
-		io.WriteString(w, "not you")
+		io.WriteString(w, page)
 	}).URL))
 	r := w.request(http.MethodGet, "/", nil)
 	r.Header.Set("Connection", "Upgrade")
 	r.Header.Set("Upgrade", "websocket")
 	for range 2 {
-		if a := w.do(r); a.StatusCode != http.StatusForbidden || a.body != "not you" {
-			t.Errorf("got %d %q", a.StatusCode, a.body)
+		if a := w.do(r); a.StatusCode != http.StatusForbidden || a.body != page {
+			t.Errorf("got %d %.100q", a.StatusCode, a.body)
 		}
 	}
 }
