@@ -36,6 +36,7 @@ type noted struct {
 	protocol string // if it is not that of the request
 	endless  bool   // a WebSocket or an event stream: its duration says nothing
 	gone     bool   // the client took not all of the answer
+	broken   bool   // the replica gave not all of it
 	whole    bool   // the answer came to its end, or nobody was to hear it
 }
 
@@ -71,7 +72,7 @@ func (x *exchange) note() {
 	switch {
 	case x.refused != nil:
 		e.Error = x.refused.code
-	case x.gone, !x.whole && x.r.Context().Err() != nil:
+	case x.gone, !x.whole && !x.broken && x.r.Context().Err() != nil:
 		e.Error = platform.AccessClientGone
 	case !x.whole:
 		e.Error = platform.AccessBrokenOff

@@ -226,11 +226,22 @@ func (x *exchange) copyBody(body io.Reader, flush bool) bool {
 			return true
 		}
 		if err != nil {
-			// The status is out: only a broken connection can still tell the
-			// client that this is not the whole.
-			panic(http.ErrAbortHandler)
+			x.breakOff()
 		}
 	}
+}
+
+// breakOff panics. The status is out: only a broken connection can still tell
+// the client that this is not the whole.
+func (x *exchange) breakOff() {
+	x.broken = x.r.Context().Err() == nil
+	if x.r.ProtoMajor == 1 && x.body.unread() {
+		// The server would wait for more of the request first.
+		if c, _, err := x.rc.Hijack(); err == nil {
+			c.Close()
+		}
+	}
+	panic(http.ErrAbortHandler)
 }
 
 func isEventStream(h http.Header) bool {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,10 +12,12 @@ import (
 	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
 	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/denia-paas/denia/platform"
 	"github.com/denia-paas/denia/platform/ingress"
@@ -331,6 +334,40 @@ func TestBrokenAnswerIsSeenAsBroken(t *testing.T) {
 		if err == nil {
 			t.Errorf("%s: a part of the answer was taken for the whole", head)
 		}
+	}
+}
+
+// It is seen at once, also by a client that is silent in the midst of its
+// request.
+func TestBrokenAnswerIsSeenBeforeTheRequestHasEnded(t *testing.T) {
+	w, d := noting(t, ingress.Options{})
+	w.Configure(w.spec(bare(raw(t, func(c net.Conn, from *bufio.Reader) {
+		if _, err := http.ReadRequest(from); err == nil {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabcd")
+		}
+	}))))
+	entries := 0
+	for name, body := range map[string]string{
+		"chunks": "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+		"length": fmt.Sprintf("Content-Length: %d\r\n\r\nhello", ingress.MaxReplayBody+1000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := net.Dial("tcp", w.server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+host+"\r\n"+body)
+			_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+			all, err := io.ReadAll(c) // a reset is an end, too
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("it is waited for after %q", all)
+			}
+			entries++
+			if e := d.last(w, entries); e.Error != platform.AccessBrokenOff {
+				t.Errorf("the entry says %q", e.Error)
+			}
+		})
 	}
 }
 
