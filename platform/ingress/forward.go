@@ -91,7 +91,7 @@ func (x *exchange) forward(u *upstream) *failure {
 	if res.StatusCode < http.StatusOK {
 		return &failure{err: errStatusLine, view: view}
 	}
-	x.respond(u, res)
+	x.respond(u, res, func() { res.Body.Close() })
 	return nil
 }
 
@@ -153,8 +153,9 @@ func (x *exchange) inform(code int, set func(http.Header)) {
 	maps.Copy(h, final)
 }
 
-// respond hands the answer on.
-func (x *exchange) respond(u *upstream, res *http.Response) {
+// respond hands the answer on. end ends a read of its body, and waits for
+// nothing.
+func (x *exchange) respond(u *upstream, res *http.Response, end func()) {
 	h := x.w.Header()
 	if connection := res.Header["Connection"]; connection != nil {
 		removeListed(res.Header, connection)
@@ -183,7 +184,7 @@ func (x *exchange) respond(u *upstream, res *http.Response) {
 	events := isEventStream(res.Header)
 	x.endless = events
 	if events {
-		defer u.register(&stream{endless: true, end: func() { res.Body.Close() }})()
+		defer u.register(&stream{endless: true, end: end})()
 	}
 	// Where the end is not known, every piece may be the last for long.
 	flush := events || res.ContentLength < 0

@@ -404,6 +404,41 @@ func TestEveryPieceOfAnEndlessAnswerArrives(t *testing.T) {
 	}
 }
 
+// leaving is a client that takes nothing.
+type leaving struct{ sink }
+
+func (*leaving) Write([]byte) (int, error) { return 0, errors.New("gone") }
+
+// What nobody takes is not read on, however much of it there is.
+func TestEndlessAnswerEndsWithItsClient(t *testing.T) {
+	addr := raw(t, func(c net.Conn, from *bufio.Reader) {
+		if _, err := http.ReadRequest(from); err != nil {
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+		chunk := []byte("400\r\n" + strings.Repeat("x", 1<<10) + "\r\n")
+		for written := 0; written < 256<<20; {
+			n, err := c.Write(chunk)
+			if err != nil {
+				return
+			}
+			written += n
+		}
+		t.Error("the replica could write all it wanted to")
+	})
+	for _, way := range []string{"plain", "transport", "upgrade"} {
+		t.Run(way, func(t *testing.T) {
+			in := serving(t, ingress.Options{TransportOnly: way == "transport"}, bare(addr))
+			r := browser(t)
+			if way == "upgrade" {
+				r.Header.Set("Connection", "Upgrade")
+				r.Header.Set("Upgrade", "websocket")
+			}
+			in.ServeHTTP(&leaving{sink{header: http.Header{}}}, r)
+		})
+	}
+}
+
 // Memory for a request's body is taken as it comes, not as it is promised.
 func TestPromisedBodiesTakeNoMemory(t *testing.T) {
 	const n = 200

@@ -107,6 +107,21 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// ends fails the test when what is done does not come to its end.
+func ends(t testing.TB, what func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		what()
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+	}
+}
+
 func target(id, url string) ingress.Target {
 	return ingress.Target{ID: id, ReleaseID: "release-1", Addr: strings.TrimPrefix(url, "http://"), Health: probeEvery}
 }

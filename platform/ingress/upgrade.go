@@ -79,8 +79,9 @@ func (x *exchange) upgrade(u *upstream, protocol string) *failure {
 		}
 	}
 	if res.StatusCode != http.StatusSwitchingProtocols {
-		defer res.Body.Close()
-		x.respond(u, res)
+		// The body is left to the connection: closing it would wait for a read
+		// that is under way, and then read on to an end that may never come.
+		x.respond(u, res, func() { c.Close() })
 		return nil
 	}
 	if got := res.Header.Get("Upgrade"); !strings.EqualFold(got, protocol) {

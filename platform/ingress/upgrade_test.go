@@ -296,6 +296,36 @@ func TestDrainOfTheProcessEndsEventStreamsOnly(t *testing.T) {
 	}
 }
 
+// A client may ask for another protocol wherever it likes, also where there is an
+// answer without end. The process must be able to go down then, too.
+func TestDrainEndsTheEventStreamOfARefusedUpgrade(t *testing.T) {
+	for _, head := range []string{"", "Transfer-Encoding: chunked\r\n"} {
+		w := newWorld(t, ingress.Options{})
+		w.Configure(w.spec(bare(raw(t, func(c net.Conn, from *bufio.Reader) {
+			if _, err := http.ReadRequest(from); err != nil {
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"+head+"\r\n9\r\ndata: 1\n\n\r\n")
+			_, _ = from.ReadByte()
+		}))))
+		r := w.request(http.MethodGet, "/", nil)
+		r.Header.Set("Connection", "Upgrade")
+		r.Header.Set("Upgrade", "websocket")
+		res, err := w.client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if _, err := io.ReadFull(res.Body, make([]byte, len("data: 1\n\n"))); err != nil {
+			t.Fatal(err)
+		}
+		ends(t, w.Drain)
+		if _, err := io.ReadAll(res.Body); err == nil {
+			t.Error("the event stream ended as if it were complete")
+		}
+	}
+}
+
 func TestOtherProtocolsAndHalfClose(t *testing.T) {
 	w := newWorld(t, ingress.Options{})
 	at := target("a", raw(t, func(c net.Conn, from *bufio.Reader) {
