@@ -48,7 +48,9 @@ func (x *exchange) forward(u *upstream) *failure {
 		a.trace.WroteHeaders = func() { a.wrote.Store(true) }
 	}
 	view := x.body.view()
-	out := x.outgoing(u, httptrace.WithClientTrace(x.r.Context(), &a.trace), view)
+	ctx, cancel := context.WithCancel(httptrace.WithClientTrace(x.r.Context(), &a.trace))
+	defer cancel()
+	out := x.outgoing(u, ctx, view)
 	if x.body.streamed() {
 		if x.r.ProtoMajor == 1 {
 			// The replica may answer while it still receives. A writer that
@@ -84,14 +86,20 @@ func (x *exchange) forward(u *upstream) *failure {
 		}
 		return failed
 	}
-	defer res.Body.Close()
+	// A multiplexed answer's body, when it is closed, waits until the client's is
+	// read, unless the request was given up.
+	end := func() {
+		cancel()
+		res.Body.Close()
+	}
+	defer end()
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		return &failure{err: errSwitchUnasked, view: view, final: true}
 	}
 	if res.StatusCode < http.StatusOK {
 		return &failure{err: errStatusLine, view: view}
 	}
-	x.respond(u, res, func() { res.Body.Close() })
+	x.respond(u, res, end)
 	return nil
 }
 

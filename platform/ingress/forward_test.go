@@ -262,6 +262,63 @@ func TestH2CReplica(t *testing.T) {
 	}
 }
 
+// bothVersions is a replica that speaks HTTP/1.1 and HTTP/2 and answers before it
+// has read all.
+func bothVersions(t *testing.T, handler http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	b := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 1 {
+			_ = http.NewResponseController(w).EnableFullDuplex()
+		}
+		handler(w, r)
+	}))
+	b.Config.Protocols = new(http.Protocols)
+	b.Config.Protocols.SetHTTP1(true)
+	b.Config.Protocols.SetUnencryptedHTTP2(true)
+	b.Start()
+	t.Cleanup(b.Close)
+	return b
+}
+
+// The server of a gRPC call may end it at any time, and the client, which waits
+// for that, need not have said all it wanted to.
+func TestAnswerMayEndBeforeItsRequest(t *testing.T) {
+	for _, protocol := range []string{platform.ProtocolHTTP, platform.ProtocolH2C} {
+		t.Run(protocol, func(t *testing.T) {
+			overEach(t, func(t *testing.T, w *world, client *http.Client, url string) {
+				b := bothVersions(t, func(w http.ResponseWriter, r *http.Request) {
+					w.Header().Set("Trailer", "Grpc-Status")
+					_, _ = io.ReadFull(r.Body, make([]byte, 5))
+					io.WriteString(w, "enough")
+					w.Header().Set("Grpc-Status", "8")
+				})
+				at := bare(b.Listener.Addr().String())
+				at.Protocol = protocol
+				w.Configure(w.spec(at))
+				body, write := io.Pipe()
+				t.Cleanup(func() { write.Close() })
+				go io.WriteString(write, "first")
+				r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.Host = host
+				ends(t, func() {
+					res, err := client.Do(r)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer res.Body.Close()
+					if got, err := io.ReadAll(res.Body); err != nil || string(got) != "enough" || res.Trailer.Get("Grpc-Status") != "8" {
+						t.Errorf("got %q, %v, trailer %v", got, err, res.Trailer)
+					}
+				})
+			})
+		})
+	}
+}
+
 func TestEarlyHintsAndContinue(t *testing.T) {
 	w := newWorld(t, ingress.Options{})
 	w.serve(target("a", newBackend(t, func(w http.ResponseWriter, r *http.Request) {

@@ -326,6 +326,34 @@ func TestDrainEndsTheEventStreamOfARefusedUpgrade(t *testing.T) {
 	}
 }
 
+// Nor does it matter that the request, too, is one without end.
+func TestDrainEndsTheEventStreamOfAnEndlessRequest(t *testing.T) {
+	for _, protocol := range []string{platform.ProtocolHTTP, platform.ProtocolH2C} {
+		t.Run(protocol, func(t *testing.T) {
+			b := bothVersions(t, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "text/event-stream")
+				_ = http.NewResponseController(w).Flush()
+				_, _ = io.Copy(io.Discard, r.Body)
+			})
+			w := newWorld(t, ingress.Options{})
+			at := bare(b.Listener.Addr().String())
+			at.Protocol = protocol
+			w.Configure(w.spec(at))
+			body, write := io.Pipe()
+			t.Cleanup(func() { write.Close() })
+			res, err := w.client.Do(w.request(http.MethodPost, "/", body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			ends(t, w.Drain)
+			if _, err := io.ReadAll(res.Body); err == nil {
+				t.Error("the event stream ended as if it were complete")
+			}
+		})
+	}
+}
+
 func TestOtherProtocolsAndHalfClose(t *testing.T) {
 	w := newWorld(t, ingress.Options{})
 	at := target("a", raw(t, func(c net.Conn, from *bufio.Reader) {
