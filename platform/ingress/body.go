@@ -26,6 +26,7 @@ type requestBody struct {
 	buffer  *[]byte    // the whole of it, of a pool; nil when it is streamed
 	touched bool       // some of a streamed body is gone
 	ended   bool       // and the rest of it, too
+	wasCut  bool       // reading it was ended here
 	err     error      // why the client's body could not be read, nil for its end
 	users   int        // of buffer: the views that are not closed, and the request
 }
@@ -86,21 +87,35 @@ func (b *requestBody) held() []byte {
 // streamed tells whether there is a body that is not held in memory.
 func (b *requestBody) streamed() bool { return b.length != 0 && b.buffer == nil }
 
-// begun tells whether some of a streamed body has been asked for.
-func (b *requestBody) begun() bool {
+// cut tells whether a read of a streamed body may be under way, which the caller
+// then has to end.
+func (b *requestBody) cut() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.touched
+	if !b.touched || b.ended || b.err != nil {
+		return false
+	}
+	b.wasCut = true
+	return true
 }
 
-// unread tells whether some of a streamed body is still to come.
+// isCut tells whether cut did.
+func (b *requestBody) isCut() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.wasCut
+}
+
+// unread tells whether some of a streamed body is still to come, or was when it
+// was cut: the server may take what ends the read for the client's end, and must
+// not read on.
 func (b *requestBody) unread() bool {
 	if !b.streamed() {
 		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.ended
+	return !b.ended || b.wasCut
 }
 
 // failure is why the client's body could not be read, nil if nothing went

@@ -63,7 +63,7 @@ func (x *exchange) forward(u *upstream) *failure {
 		// A transport that waits for the client's next bytes does not notice
 		// that the replica's connection is closed.
 		defer u.register(&stream{end: func() {
-			if x.body.begun() {
+			if x.body.cut() {
 				_ = x.rc.SetReadDeadline(longAgo)
 			}
 		}})()
@@ -243,7 +243,7 @@ func (x *exchange) copyBody(body io.Reader, flush bool) bool {
 // breakOff panics. The status is out: only a broken connection can still tell
 // the client that this is not the whole.
 func (x *exchange) breakOff() {
-	x.broken = x.r.Context().Err() == nil
+	x.broken = x.r.Context().Err() == nil || x.body.isCut()
 	if x.r.ProtoMajor == 1 && x.body.unread() {
 		// The server would wait for more of the request first.
 		if c, _, err := x.rc.Hijack(); err == nil {

@@ -629,6 +629,84 @@ func TestStalledUploadToADeadReplicaEnds(t *testing.T) {
 	}
 }
 
+// atEnd calls then when the server has read all of a body, and whoever reads it
+// does not know yet.
+type atEnd struct {
+	io.ReadCloser
+	left int
+	then func()
+}
+
+func (b *atEnd) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= n; b.left == 0 && n > 0 {
+		b.then()
+	}
+	return n, err
+}
+
+// A request is cut with its replica. That is not the client's doing, and the next
+// one over its connection has nothing to do with it.
+func TestConnectionOutlivesARequestThatWasCut(t *testing.T) {
+	const size = ingress.MaxReplayBody + 1000
+	for _, early := range []bool{true, false} {
+		t.Run(fmt.Sprintf("before its end is known %v", early), func(t *testing.T) {
+			for range 20 { // it takes a moment to go wrong
+				w := newWorld(t, ingress.Options{})
+				arrived := make(chan struct{})
+				w.serve(target("a", newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+					if _, err := io.Copy(io.Discard, r.Body); err == nil {
+						close(arrived)
+					}
+					<-r.Context().Done()
+				}).URL))
+				b := target("b", newBackend(t, echo).URL)
+				b.Presumed = true
+				spec := w.spec(b)
+				spec.Gone = []string{"a"}
+				server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+					if early && r.URL.Path == "/cut" {
+						ctx := r.Context()
+						r.Body = &atEnd{r.Body, size, func() {
+							w.Configure(spec)
+							<-ctx.Done() // the server takes it for the client's end
+						}}
+					}
+					w.ServeHTTP(rw, r)
+				}))
+				t.Cleanup(server.Close)
+				c, err := net.Dial("tcp", server.Listener.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				from := bufio.NewReader(c)
+				const post = "POST %s HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: %d\r\n\r\n%s"
+				fmt.Fprintf(c, post, "/cut", size, strings.Repeat("x", size))
+				if !early {
+					<-arrived
+					w.Configure(spec)
+				}
+				res, err := http.ReadResponse(from, nil)
+				if err != nil || res.StatusCode != http.StatusBadGateway {
+					t.Fatalf("got %v, %v", res, err)
+				}
+				_, _ = io.Copy(io.Discard, res.Body)
+				if res.Close != early {
+					t.Errorf("the connection is closed: %v", res.Close)
+				}
+				if res.Close {
+					continue
+				}
+				fmt.Fprintf(c, post, "/", size, strings.Repeat("x", size))
+				if res, err = http.ReadResponse(from, nil); err != nil || res.StatusCode != http.StatusOK {
+					t.Fatalf("then got %v, %v", res, err)
+				}
+			}
+		})
+	}
+}
+
 func TestHTTP2Clients(t *testing.T) {
 	w := newWorld(t, ingress.Options{})
 	w.serve(target("a", newBackend(t, func(w http.ResponseWriter, r *http.Request) {

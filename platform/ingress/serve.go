@@ -137,7 +137,7 @@ func (x *exchange) serve() {
 		switch {
 		case failed.refused != nil:
 			x.refuse(failed.refused)
-		case u.ended.Load() && x.body.failure() != nil:
+		case x.body.isCut():
 			// The read was ended here, because u was cut, not by the client.
 			x.refuse(refuseBroken(x.pool.name(), false))
 		case errors.Is(x.body.failure(), os.ErrDeadlineExceeded):
