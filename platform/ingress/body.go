@@ -176,6 +176,7 @@ type bodyView struct {
 	body   *requestBody
 	at     int
 	closed bool
+	before func() // called before the client's body is first read, nil for nothing
 }
 
 func (v *bodyView) Read(p []byte) (int, error) {
@@ -194,8 +195,12 @@ func (v *bodyView) Read(p []byte) (int, error) {
 		v.at += n
 		return n, nil
 	}
+	first := !b.touched
 	b.touched = true
 	b.mu.Unlock() // reading may take the client's time
+	if first && v.before != nil {
+		v.before()
+	}
 	n, err := b.src.Read(p)
 	taken := b.taken.Add(int64(n))
 	if err != nil || taken == b.length {

@@ -33,9 +33,10 @@ type attempt struct {
 	before traffic // what had gone over it before
 	wrote  atomic.Bool
 
-	mu       sync.Mutex // guards what follows, and the client's header until answered
-	answered bool
-	interim  int // informational answers that came
+	mu        sync.Mutex // guards what follows, and the client's header until answered
+	answered  bool
+	proceeded bool
+	interim   int // informational answers that came
 }
 
 // forward sends the request to u and the answer to the client.
@@ -56,6 +57,10 @@ func (x *exchange) forward(u *upstream) *failure {
 			// The replica may answer while it still receives. A writer that
 			// cannot do this answers later, which is all there is to it.
 			_ = x.rc.EnableFullDuplex()
+			if x.r.Header["Expect"] != nil && x.r.ProtoAtLeast(1, 1) {
+				a.trace.Got100Continue = a.proceed
+				view.before = a.proceed
+			}
 		}
 		if multiplexed && x.in.options.Endless != nil {
 			x.in.options.Endless(x.r) // the streams of gRPC stay silent for hours
@@ -146,9 +151,26 @@ func (a *attempt) informational(code int, header textproto.MIMEHeader) error {
 	return nil
 }
 
-// inform gives the client a 1xx answer with the fields of set. 100 is not for
-// the client: the server says that by itself when the body is first read, which
-// the transport does when it gets a 100.
+// proceed has an HTTP/1 client that waits for it (Expect) send its body. The
+// server would say so by itself when the body is first read, but possibly in the
+// midst of another informational answer.
+func (a *attempt) proceed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.answered || a.proceeded {
+		return
+	}
+	a.proceeded = true
+	h := a.x.w.Header()
+	final := maps.Clone(h)
+	clear(h)
+	a.x.w.WriteHeader(http.StatusContinue)
+	maps.Copy(h, final)
+}
+
+// inform gives the client a 1xx answer with the fields of set. 100 is not among
+// them: the client gets that when its body is first read, which the transport
+// does when it gets one.
 func (x *exchange) inform(code int, set func(http.Header)) {
 	if code == http.StatusContinue || !x.r.ProtoAtLeast(1, 1) {
 		return

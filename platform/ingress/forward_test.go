@@ -14,6 +14,7 @@ import (
 	"net/textproto"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -352,6 +353,69 @@ func TestEarlyHintsAndContinue(t *testing.T) {
 	r.Header.Set("X-Refuse", "1")
 	if a := w.do(r); a.StatusCode != http.StatusExpectationFailed || asked.Load() != 1 {
 		t.Errorf("refused: %d, %d continues", a.StatusCode, asked.Load())
+	}
+}
+
+// The leave to go on and what else there is to say before an answer come one
+// after the other, in the order the replica said it.
+func TestHintsAroundContinue(t *testing.T) {
+	const (
+		proceed = "HTTP/1.1 100 Continue\r\n\r\n"
+		hints   = "HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
+	)
+	for name, order := range map[string]struct {
+		said string
+		want []int
+	}{
+		"after":            {proceed + hints, []int{100, 103, 200}},
+		"before":           {hints + proceed, []int{103, 100, 200}},
+		"before and after": {hints + proceed + hints + hints, []int{103, 100, 103, 103, 200}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			addr := raw(t, func(c net.Conn, from *bufio.Reader) {
+				for {
+					r, err := http.ReadRequest(from)
+					if err != nil {
+						return
+					}
+					io.WriteString(c, order.said)
+					io.Copy(io.Discard, r.Body)
+					io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+				}
+			})
+			w := newWorld(t, ingress.Options{})
+			w.Configure(w.spec(bare(addr)))
+			c, err := net.Dial("tcp", w.server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			from := bufio.NewReader(c)
+			for range 100 {
+				io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+host+"\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+				var got []int
+				for len(got) == 0 || got[len(got)-1] < 200 {
+					res, err := http.ReadResponse(from, nil)
+					if err != nil {
+						t.Fatalf("after %v: %v", got, err)
+					}
+					got = append(got, res.StatusCode)
+					switch {
+					case res.StatusCode == 100:
+						if len(res.Header) > 0 {
+							t.Errorf("100 came with %v", res.Header)
+						}
+						io.WriteString(c, "hello")
+					case res.StatusCode == 103 && res.Header.Get("Link") == "", res.StatusCode == 200 && res.Header.Get("Link") != "":
+						t.Errorf("%d came with %v", res.StatusCode, res.Header)
+					}
+					_, _ = io.Copy(io.Discard, res.Body)
+				}
+				if !slices.Equal(got, order.want) {
+					t.Fatalf("got %v, want %v", got, order.want)
+				}
+			}
+		})
 	}
 }
 
