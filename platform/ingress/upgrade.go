@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -18,6 +19,10 @@ import (
 // lingerFor is how long one half of a tunnel may go on alone where nobody is
 // likely to want it.
 const lingerFor = 10 * time.Second
+
+// stuckFor is how long, at least, a tunnel's replica may take nothing of what
+// there is for it.
+const stuckFor = time.Minute
 
 // quietBuffers are small: tunnels are many, mostly idle, and each holds two.
 // While much comes at a time, copyBuffers serve instead.
@@ -220,9 +225,10 @@ type tunnel struct {
 // the server has already read.
 func (t *tunnel) send(ahead *bufio.Reader, done chan<- struct{}) {
 	defer close(done)
-	err := flushAhead(t.replica, ahead, nil, &t.up)
+	to := &stuckWriter{conn: t.replica}
+	err := flushAhead(to, ahead, nil, &t.up)
 	if err == nil {
-		err = pump(t.replica, t.client, nil, &t.up)
+		err = pump(to, t.client, nil, &t.up)
 	}
 	if err == nil {
 		err = t.replica.CloseWrite()
@@ -242,12 +248,35 @@ func (t *tunnel) receive(ahead *bufio.Reader) {
 	if err == nil {
 		err = pump(t.client, t.replica, t.frames, &t.down)
 	}
+	_ = t.replica.SetWriteDeadline(time.Now().Add(lingerFor))
 	half, ok := t.client.(interface{ CloseWrite() error })
 	if err == nil && ok && half.CloseWrite() == nil {
 		_ = t.client.SetReadDeadline(time.Now().Add(lingerFor))
 		return
 	}
 	_ = t.client.SetReadDeadline(longAgo) // ends send
+}
+
+// stuckWriter writes to a replica until that is stuck. Who waits there does not
+// see whether the client is there any more.
+type stuckWriter struct {
+	*conn
+	until time.Time // the deadline that is set
+}
+
+func (w *stuckWriter) Write(b []byte) (int, error) {
+	for written := 0; ; {
+		// Not for each write: a deadline has its price.
+		if now := time.Now(); w.until.Sub(now) < stuckFor {
+			w.until = now.Add(stuckFor + stuckFor/4)
+			_ = w.SetWriteDeadline(w.until)
+		}
+		n, err := w.conn.Write(b[written:])
+		written += n
+		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return written, err
+		}
+	}
 }
 
 // cut ends both halves.
