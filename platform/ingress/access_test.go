@@ -1,8 +1,10 @@
 package ingress_test
 
 import (
+	"bufio"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -196,6 +198,28 @@ func TestEntriesOfAnswersCutShort(t *testing.T) {
 	res.Body.Close()
 	if e := d.last(w, 2); e.Status != 200 || e.Error != platform.AccessClientGone {
 		t.Errorf("the client left: %+v", e)
+	}
+}
+
+// unflushed is a client that has left before it was given anything.
+type unflushed struct{ sink }
+
+func (*unflushed) FlushError() error { return errors.New("gone") }
+
+func TestEntryTellsThatTheClientLeftAtOnce(t *testing.T) {
+	addr := raw(t, func(c net.Conn, from *bufio.Reader) {
+		if _, err := http.ReadRequest(from); err == nil {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+			_, _ = from.ReadByte()
+		}
+	})
+	for _, only := range []bool{false, true} {
+		w, d := noting(t, ingress.Options{TransportOnly: only})
+		w.Configure(w.spec(bare(addr)))
+		w.ServeHTTP(&unflushed{sink{header: http.Header{}}}, browser(t))
+		if e := d.last(w, 1); e.Status != 200 || e.Error != platform.AccessClientGone {
+			t.Errorf("transport only %v: %+v", only, e)
+		}
 	}
 }
 

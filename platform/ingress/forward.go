@@ -218,10 +218,7 @@ func (x *exchange) respond(u *upstream, res *http.Response, end func()) {
 	}
 	// Where the end is not known, every piece may be the last for long.
 	flush := events || res.ContentLength < 0
-	if flush && x.rc.Flush() != nil {
-		return
-	}
-	if !x.copyBody(res.Body, flush) {
+	if flush && x.rc.Flush() != nil || !x.copyBody(res.Body, flush) {
 		x.gone = true
 		return
 	}
