@@ -88,6 +88,7 @@ func (x *exchange) forward(u *upstream) *failure {
 		default:
 			failed.unsent = a.conn.untouchedSince(a.before.sent)
 			failed.unread = a.conn.unreadSince(a.before)
+			failed.final = a.conn.received.Load() != a.before.received
 		}
 		return failed
 	}

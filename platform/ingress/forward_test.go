@@ -540,17 +540,31 @@ func TestRequestIsSentThreeTimesAtMost(t *testing.T) {
 
 // Once something of an answer came the replica has acted, whatever the method.
 func TestBegunAnswerIsNotAskedForAgain(t *testing.T) {
-	for _, begun := range []string{"HTTP/1.1 20", "HTTP/1.1 103 Early Hints\r\n\r\n", "HTTP/1.1 200 OK\nContent-Length: 2\n\nok"} {
-		var sent atomic.Int32
-		w := newWorld(t, ingress.Options{})
-		w.Configure(w.spec(bare(raw(t, func(c net.Conn, from *bufio.Reader) {
-			if _, err := http.ReadRequest(from); err == nil {
-				sent.Add(1)
-				io.WriteString(c, begun)
+	ways := map[string]func(*world) *http.Request{
+		"held": func(w *world) *http.Request { return w.request(http.MethodDelete, "/", nil) },
+		"streamed": func(w *world) *http.Request {
+			return w.request(http.MethodPut, "/", io.MultiReader(strings.NewReader("x")))
+		},
+		"upgrade": func(w *world) *http.Request {
+			r := w.request(http.MethodGet, "/", nil)
+			r.Header.Set("Connection", "Upgrade")
+			r.Header.Set("Upgrade", "websocket")
+			return r
+		},
+	}
+	for _, begun := range []string{"HTTP/1.1 20", "HTTP/1.1 103 Early Hints\r\n\r\n", "HTTP/1.1 2 OK\r\nContent-Length: 2\r\n\r\nok"} {
+		for way, request := range ways {
+			var sent atomic.Int32
+			w := newWorld(t, ingress.Options{})
+			w.Configure(w.spec(bare(raw(t, func(c net.Conn, from *bufio.Reader) {
+				if _, err := http.ReadRequest(from); err == nil {
+					sent.Add(1)
+					io.WriteString(c, begun)
+				}
+			}))))
+			if a := w.do(request(w)); a.StatusCode != http.StatusBadGateway || sent.Load() != 1 {
+				t.Errorf("%s, %q: answers %d, and was sent %d times", way, begun, a.StatusCode, sent.Load())
 			}
-		}))))
-		if a := w.do(w.request(http.MethodDelete, "/", nil)); a.StatusCode != http.StatusBadGateway || sent.Load() != 1 {
-			t.Errorf("%q: DELETE answers %d, and was sent %d times", begun, a.StatusCode, sent.Load())
 		}
 	}
 }

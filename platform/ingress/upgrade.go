@@ -76,7 +76,10 @@ func (x *exchange) upgrade(u *upstream, protocol string) *failure {
 	from := aheads.Get().(*bufio.Reader)
 	res, err := firstAnswer(from, c, out)
 	if err != nil {
-		return &failure{err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{})}
+		return &failure{
+			err: err, view: view, unsent: c.untouchedSince(0), unread: c.unreadSince(traffic{}),
+			final: c.received.Load() > 0,
+		}
 	}
 	if x.bridge != nil {
 		if err := x.bridge.check(res); err != nil {
