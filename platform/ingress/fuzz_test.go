@@ -162,7 +162,7 @@ func FuzzForwarded(f *testing.F) {
 		got := read(true)
 		first, ok := elementsOf(one)
 		second, alsoOK := elementsOf(two)
-		given := append(first, second...)
+		given := slices.Concat(first, second)
 		last := len(got) - 1
 		if ok && alsoOK && slices.Equal(got[:last], given) {
 			expect(got[last], map[string]string{"for": nodeOf(from), "host": host, "proto": "http"})
