@@ -24,18 +24,21 @@ type harsh struct {
 	victim string // the id of the service
 }
 
-// startHarsh starts a Denia whose timeouts for clients are short, so that a test
-// can wait for them. Its other settings are the defaults.
-func startHarsh(t *testing.T) *harsh {
-	t.Helper()
-	h := &harsh{server: start(t)}
-	h.use("", fmt.Sprintf(`servers {
+// impatient are the global options for that.
+var impatient = fmt.Sprintf(`servers {
 		timeouts {
 			read_header %[1]s
 			read_body_idle %[1]s
 			write_idle %[1]s
 		}
-	}`, patience), "")
+	}`, patience)
+
+// startHarsh starts a Denia whose timeouts for clients are short, so that a test
+// can wait for them. Its other settings are the defaults.
+func startHarsh(t *testing.T) *harsh {
+	t.Helper()
+	h := &harsh{server: start(t)}
+	h.use("", impatient, "")
 	h.running("steady", "steady", nil)
 	h.victim = h.running("victim", "victim", nil)
 	return h

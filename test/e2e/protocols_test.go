@@ -33,15 +33,18 @@ import (
 // edge is a Denia that speaks every version of HTTP, with two services.
 type edge struct {
 	*server
-	trusting int // the port where the client is a proxy that is believed
+	trusting int    // the port where the client is a proxy that is believed
+	global   string // further global options
 	roots    *x509.CertPool
 }
 
-func startEdge(t testing.TB) *edge {
+// startEdge starts it with further global options.
+func startEdge(t testing.TB, global ...string) *edge {
 	t.Helper()
 	e := &edge{trusting: freePort(t)}
 	e.server = &server{t: t, dir: t.TempDir(), port: freePort(t), https: freePort(t), admin: freePort(t), token: "dn_adm_e2e-test-admin-token", log: &logBuffer{}}
 	e.data = filepath.Join(e.dir, "data")
+	e.global = strings.Join(global, "\n\t")
 	e.serve("10s", "")
 	t.Cleanup(func() {
 		e.removeEverything()
@@ -64,6 +67,7 @@ func (e *edge) serve(grace, sites string) {
 	grace_period %[6]s
 	skip_install_trust
 	auto_https disable_redirects
+	%[8]s
 	servers 127.0.0.1:%[2]d {
 		trusted_proxies static 127.0.0.1
 	}
@@ -80,7 +84,7 @@ https://app.localhost:%[5]d, https://grpc.localhost:%[5]d {
 	tls internal
 	denia
 }
-%[7]s`, e.admin, e.trusting, e.data, e.port, e.https, grace, sites))
+%[7]s`, e.admin, e.trusting, e.data, e.port, e.https, grace, sites, e.global))
 }
 
 func (s *server) rootFile() string { return filepath.Join(s.dir, "root.pem") }
