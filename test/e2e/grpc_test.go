@@ -132,6 +132,30 @@ func testGRPC(t *testing.T, e *edge) {
 			t.Errorf("the end is %v", err)
 		}
 	})
+	t.Run("the server ends first", func(t *testing.T) {
+		for _, before := range []int{0, 2} {
+			short, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			stream, err := client.FullDuplexCall(short)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range before {
+				if err := stream.Send(&pb.StreamingOutputCallRequest{Payload: piece(10)}); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := stream.Send(&pb.StreamingOutputCallRequest{ResponseStatus: &pb.EchoStatus{Code: int32(codes.ResourceExhausted), Message: "enough"}}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); status.Code(err) != codes.ResourceExhausted || status.Convert(err).Message() != "enough" {
+				t.Errorf("after %d messages: %v", before, err)
+			}
+		}
+	})
 	t.Run("deadline", func(t *testing.T) {
 		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 		defer cancel()

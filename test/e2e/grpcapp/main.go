@@ -71,7 +71,8 @@ func (*service) StreamingInputCall(in grpc.ClientStreamingServer[pb.StreamingInp
 	}
 }
 
-// FullDuplexCall answers each piece as it comes.
+// FullDuplexCall answers each piece as it comes, or ends with the status it asks
+// for.
 func (*service) FullDuplexCall(both grpc.BidiStreamingServer[pb.StreamingOutputCallRequest, pb.StreamingOutputCallResponse]) error {
 	for {
 		piece, err := both.Recv()
@@ -80,6 +81,9 @@ func (*service) FullDuplexCall(both grpc.BidiStreamingServer[pb.StreamingOutputC
 		}
 		if err != nil {
 			return err
+		}
+		if s := piece.GetResponseStatus(); s.GetCode() != 0 {
+			return status.Error(codes.Code(s.GetCode()), s.GetMessage())
 		}
 		if err := both.Send(&pb.StreamingOutputCallResponse{Payload: piece.GetPayload()}); err != nil {
 			return err
