@@ -22,6 +22,7 @@ type Server struct {
 	mu    sync.Mutex
 	hosts map[string][]netip.Addr
 	txt   map[string][]string
+	zones map[string]bool
 	fails map[string]bool
 	asked map[string]int
 
@@ -32,7 +33,7 @@ type Server struct {
 // Start runs a server until the test ends.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{hosts: map[string][]netip.Addr{}, txt: map[string][]string{}, fails: map[string]bool{}, asked: map[string]int{}, conns: map[net.Conn]bool{}}
+	s := &Server{hosts: map[string][]netip.Addr{}, txt: map[string][]string{}, zones: map[string]bool{}, fails: map[string]bool{}, asked: map[string]int{}, conns: map[net.Conn]bool{}}
 	var packets net.PacketConn
 	var streams net.Listener
 	var listen net.ListenConfig
@@ -82,6 +83,13 @@ func (s *Server) TXT(name string, values ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.txt[key(name)] = values
+}
+
+// Zone has a name be where a zone begins.
+func (s *Server) Zone(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.zones[key(name)] = true
 }
 
 // Fail has questions about a name answered with SERVFAIL, or not any more.
@@ -177,7 +185,7 @@ func (s *Server) answer(packed []byte, limit int) []byte {
 	s.mu.Lock()
 	name := key(q.Name.String())
 	s.asked[name]++
-	hosts, texts, fails := s.hosts[name], s.txt[name], s.fails[name]
+	hosts, texts, zone, fails := s.hosts[name], s.txt[name], s.zones[name], s.fails[name]
 	s.mu.Unlock()
 
 	reply := dnsmessage.Message{
@@ -190,7 +198,9 @@ func (s *Server) answer(packed []byte, limit int) []byte {
 	switch {
 	case fails:
 		reply.RCode = dnsmessage.RCodeServerFailure
-	case len(hosts)+len(texts) == 0:
+	case zone && q.Type == dnsmessage.TypeSOA:
+		add(&dnsmessage.SOAResource{NS: q.Name, MBox: q.Name, Serial: 1, Refresh: 60, Retry: 60, Expire: 60, MinTTL: 1})
+	case len(hosts)+len(texts) == 0 && !zone:
 		reply.RCode = dnsmessage.RCodeNameError
 	}
 	for _, addr := range hosts {

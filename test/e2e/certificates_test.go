@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -344,6 +346,65 @@ func TestIdleCertificatesAreRenewed(t *testing.T) {
 
 // A second Denia on the same database serves the certificate of the first and
 // orders none, and both go on serving it when the database is away.
+// The base domain's wildcard comes by DNS, through a provider that was built in,
+// and is used for what is below it; nothing is ordered name by name.
+func TestBaseDomainHasOneCertificate(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t, 90*24*time.Hour)
+	a.dns.Zone("apps.test")
+	told := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		name, values := r.FormValue("name"), []string{r.FormValue("value")}
+		if r.Method == http.MethodDelete {
+			values = nil
+		}
+		a.dns.TXT(name, values...)
+	}))
+	defer told.Close()
+	program := filepath.Join(t.TempDir(), "dnsdenia")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "nobadger,nomysql,nopgx", "-o", program, "./dnsdenia")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building: %v\n%s", err, out)
+	}
+	s := a.secured(t, func(s *server) {
+		s.path, s.port, s.https = program, a.http, a.tls
+		s.configure(a.caddyfile(s, []string{"base_domain apps.test"}, nil, "denia") + fmt.Sprintf(`
+https://*.apps.test {
+	bind 127.0.0.1
+	tls {
+		issuer acme {
+			dir %s/dir
+			trusted_roots %s
+			dns test %s
+			resolvers %s
+			propagation_timeout -1
+		}
+	}
+	denia
+}
+`, a.proxy.URL, filepath.Join(a.dir, "cert.pem"), told.URL, a.dns.Addr))
+	})
+	roots := a.roots()
+	var one *x509.Certificate
+	s.eventually(40*time.Second, "the wildcard is served", func() (ok bool) {
+		var err error
+		one, err = s.served("nobody.apps.test", roots)
+		return err == nil
+	})
+	if len(one.DNSNames) != 1 || one.DNSNames[0] != "*.apps.test" {
+		t.Errorf("the certificate is for %v", one.DNSNames)
+	}
+	a.placed("the wildcard", 0, 1)
+	s.service("shop", nil)
+	if got := s.serves("shop.apps.test", roots); got.SerialNumber.Cmp(one.SerialNumber) != 0 {
+		t.Errorf("a service has a certificate of its own, for %v", got.DNSNames)
+	}
+	// Others are ordered as always, from the site that stands for every host.
+	service := s.service("own", nil)
+	s.certified(s.claim(a, service, "own.example.com"), "issued")
+	a.placed("the wildcard and a domain", 0, 2)
+}
+
 func TestNodesShareCertificates(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, 90*24*time.Hour)
