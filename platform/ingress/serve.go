@@ -81,7 +81,6 @@ func (in *Ingress) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (in *Ingress) Redirect(w http.ResponseWriter, r *http.Request, location string) {
 	x := exchange{in: in, w: w, r: r, id: requestID(r), pool: in.hosts.Load().lookup(r.Host)}
 	x.began = time.Now()
-	x.body.src, x.body.length = r.Body, r.ContentLength
 	if r.ProtoMajor == 1 {
 		w.Header().Set("Connection", "close") // the client goes elsewhere, and may leave a body unsent
 	}

@@ -64,7 +64,7 @@ type upstream struct {
 	load atomic.Int64
 
 	failures     atomic.Int32 // requests in a row that it took and gave no proper answer to
-	ejectedUntil atomic.Int64 // Unix nanoseconds; see ejected
+	ejectedUntil atomic.Int64 // nanoseconds since begun; see ejected
 
 	ctx       context.Context // ends dials and probes
 	cancel    context.CancelFunc
@@ -151,12 +151,15 @@ const (
 	ejectFor   = 10 * time.Second
 )
 
+// begun is what ejections are timed from: a wall clock may be set back.
+var begun = time.Now()
+
 // failed takes note of a request that u broke off. What fails is quick, and so
 // the target with the fewest requests in flight: without this, one that passes
 // its probes and breaks all requests would be given most of them.
 func (u *upstream) failed() {
 	if u.failures.Add(1) >= ejectAfter {
-		u.ejectedUntil.Store(time.Now().Add(ejectFor).UnixNano())
+		u.ejectedUntil.Store(int64(time.Since(begun) + ejectFor))
 	}
 }
 
@@ -170,7 +173,7 @@ func (u *upstream) answered() {
 // ejected tells whether others are to be preferred. Once its time is over, the
 // next failure ejects u again, and the next answer ends it.
 func (u *upstream) ejected() bool {
-	return u.failures.Load() >= ejectAfter && time.Now().UnixNano() < u.ejectedUntil.Load()
+	return u.failures.Load() >= ejectAfter && int64(time.Since(begun)) < u.ejectedUntil.Load()
 }
 
 // release counts a claimed request out.
